@@ -1,0 +1,463 @@
+"""`PotentialFlow`: latent evolution dz/dt = ∇_z Σ_k w_k u_k(z, t) as one module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from . import potentials
+from .errors import ArgumentError, ArgumentTypeError, IntegrationError
+from .fields import (
+    Divergence,
+    Field,
+    Quantities,
+    check_module,
+    check_potential,
+    rademacher_like,
+    velocity_and_divergence,
+)
+from .segments import Plan
+from .selection import Selecting, Selection, parse_selection
+from .solvers import Integrator, Solver, State, as_solver
+from .times import Times, parse_instant, parse_times
+
+if TYPE_CHECKING:
+    from .distributions import FlowTransform
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """A solve: states and integrals at the requested times.
+
+    Attributes:
+        t: the times, (N,) or (N, B), in frames.
+        z: states, (N, B, D); z[0] is the start.
+        log_density_change: log q_t(z_t) − log q_0(z_0) = −∫ ∇·v dt, (N, B) in nats; None if not asked for.
+        kinetic_energy: ∫ ½‖v‖² |dt| ≥ 0, (N, B); None if not asked for.
+        nfe: velocity evaluations of the forward solve.
+        steps: accepted steps of the forward solve.
+    """
+
+    t: Tensor
+    z: Tensor
+    log_density_change: Tensor | None
+    kinetic_energy: Tensor | None
+    nfe: int
+    steps: int
+
+
+class PotentialFlow(nn.Module):
+    r"""Flows along the gradients of K potentials, integrated by torchdiffeq.
+
+    .. math:: dz/dt = ∇_z Σ_k w_k u_k(z, t), \quad d \log q(z(t), t)/dt = −Δ Σ_k w_k u_k(z, t)
+
+    Every call takes a selection `k`, times `t` in frames, and optionally a `context`:
+
+    * `k`: None (one flow), an int, an integer tensor (B,), float weights (K,) or (B, K) (a superposition: any
+      sign, not normalised), or a `Schedule`.
+    * `t`: a pair of numbers or of (B,) tensors, a list or 1-D tensor of times, or (N, B) per-sample times; each
+      row monotone, decreasing times run backwards.
+    * `context`: a tensor (B, …) handed to a user's potential as net(z, t, context).
+
+    Gradients flow to z, k, t, the switch times of a Schedule, the context and all parameters. The solve runs in the
+    potential's dtype (float32 or float64) with autocast off. Under an adaptive solver the rows of a batch share their
+    steps; under a fixed-step one they are independent.
+
+    References:
+        Song, Keller, Sebe, Welling: Flow Factorized Representation Learning, 2023, arXiv:2309.13167.
+        Chen, Rubanova, Bettencourt, Duvenaud: Neural Ordinary Differential Equations, 2018, arXiv:1806.07366.
+
+    Arguments:
+        potential: a cflow potential, or any module net(z (B, D), t (B,)) -> (B, K), or (B,) for one flow. K is its
+            attribute `num_flows`, or read from its first output.
+        solver: a `Solver`, or the name of a method.
+        divergence: "exact": the Laplacian (in closed form for cflow's potentials, else D second derivatives).
+            "hutchinson": one Rademacher probe, drawn from the global generator and held fixed for a solve.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: bad arguments, here or in a call; they name the argument and the fix.
+        IntegrationError: a solve that blows up, stalls or needs too many steps.
+
+    Example:
+        >>> flow = PotentialFlow(potentials.MLPPotential(dim=8, num_flows=3), solver="dopri5")
+        >>> z0 = torch.randn(5, 8)
+        >>> z1 = flow(z0, 2, t=(0.0, 8.0))
+        >>> bool((flow.inverse(z1, 2, t=(0.0, 8.0)) - z0).abs().max() < 1e-3)
+        True
+        >>> flow.trajectory(z0, torch.tensor([0, 1, 2, 0, 1]), t=[0, 1, 2.5, 8]).shape
+        torch.Size([4, 5, 8])
+    """
+
+    def __init__(
+        self, potential: nn.Module, *, solver: Solver | str = "dopri5", divergence: Divergence = "exact"
+    ) -> None:
+        super().__init__()
+        check_module(potential)
+        if divergence not in ("exact", "hutchinson"):
+            raise ArgumentError(f"divergence: expected 'exact' or 'hutchinson', got {divergence!r}")
+        self.net = potential
+        self.solver = as_solver(solver)
+        self.divergence_estimator: Divergence = divergence
+        num_flows = getattr(potential, "num_flows", None)
+        self._num_flows: int | None = None if num_flows is None else int(num_flows)
+
+    @property
+    def dim(self) -> int:
+        """Latent dimensions D, from the potential's attribute `dim`."""
+        dim = getattr(self.net, "dim", None)
+        if dim is None:
+            raise ArgumentError(
+                f"potential: {type(self.net).__name__} does not say its dimension; set its attribute dim"
+            )
+        return int(dim)
+
+    @property
+    def num_flows(self) -> int:
+        """Number of flows K, from the potential's attribute `num_flows` or its first output."""
+        if self._num_flows is None:
+            raise ArgumentError(
+                f"potential: {type(self.net).__name__} does not say its number of flows and has not been called yet; "
+                "set its attribute num_flows"
+            )
+        return self._num_flows
+
+    def extra_repr(self) -> str:
+        return f"solver={self.solver}, divergence={self.divergence_estimator!r}"
+
+    # --- solves -------------------------------------------------------------------------------------------
+
+    def forward(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+        """End state (B, D) of the flow from z0 (B, D) at t[0] to t[-1]."""
+        return self.solve(z0, k, t, context=context).z[-1]
+
+    def inverse(self, z1: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+        """The state (B, D) at t[0] from which the flow reaches z1 (B, D) at t[-1]."""
+        times = parse_times(t, batch=_batch(z1), least=2)
+        return self.solve(z1, k, times.flip(0), context=context).z[-1]
+
+    def trajectory(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+        """States (N, B, D) at all requested times; the first is z0."""
+        return self.solve(z0, k, t, context=context).z
+
+    def solve(
+        self,
+        z0: Tensor,
+        k: Selecting,
+        t: Times,
+        *,
+        log_density: bool = False,
+        kinetic_energy: bool = False,
+        context: Tensor | None = None,
+    ) -> FlowPath:
+        """Integrate from z0 (B, D) through the times t; see `FlowPath` for what comes back.
+
+        Arguments:
+            z0: states at the first time, (B, D).
+            k, t, context: see the class.
+            log_density: also integrate −∇·v.
+            kinetic_energy: also integrate ½‖v‖² |dt|.
+        """
+        with _PlainMode(z0):
+            z0, context = self._state(z0, context, "z0")
+            batch = len(z0)
+            times = parse_times(t, batch=batch, least=1)
+            self._learn_num_flows(z0, times[0], context)
+            selection = parse_selection(k, batch=batch, num_flows=self.num_flows, like=z0)
+            if batch == 0:
+                return _empty_path(z0, times, log_density, kinetic_energy)
+            probe = rademacher_like(z0) if log_density and self.divergence_estimator == "hutchinson" else None
+            problem = _Problem(
+                self.net,
+                self.solver,
+                Quantities(log_density, kinetic_energy, probe),
+                Plan.make(times, selection),
+                selection,
+            )
+            times = times.to(z0.device, z0.dtype)
+            z, *integrals = problem.solve(z0, times, context)
+        ints = iter(integrals)
+        return FlowPath(
+            t=times.detach(),
+            z=z,
+            log_density_change=next(ints) if log_density else None,
+            kinetic_energy=next(ints) if kinetic_energy else None,
+            nfe=problem.integrator.nfe,
+            steps=problem.integrator.steps,
+        )
+
+    def transform(self, k: Selecting, t: Times, context: Tensor | None = None, cache_size: int = 0) -> FlowTransform:
+        """The flow from t[0] to t[-1] as a `torch.distributions.Transform` over vectors (…, D)."""
+        from .distributions import FlowTransform
+
+        return FlowTransform(self, k, t, context=context, cache_size=cache_size)
+
+    # --- at one time --------------------------------------------------------------------------------------
+
+    def velocity(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+        """v (B, D) = ∇_z Σ_k w_k u_k(z, t) at z (B, D) and a time t, a number or (B,)."""
+        with _PlainMode(z):
+            z, w, t, context = self._point(z, k, t, context)
+            return potentials.gradient(self.net, z, w, t, context)[0]
+
+    def divergence(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+        """∇·v (B,) at z (B, D) and a time t, a number or (B,); an estimate under divergence="hutchinson"."""
+        with _PlainMode(z):
+            z, w, t, context = self._point(z, k, t, context)
+            probe = rademacher_like(z) if self.divergence_estimator == "hutchinson" else None
+            return velocity_and_divergence(self.net, z, w, t, context, probe)[1]
+
+    def potential(self, z: Tensor, t: Times, context: Tensor | None = None) -> Tensor:
+        """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
+        with _PlainMode(z):
+            z, context = self._state(z, context, "z")
+            u = potentials.value(self.net, z, parse_instant(t, batch=len(z), like=z), context)
+            self._num_flows = u.shape[1]
+            return u
+
+    # --- arguments ----------------------------------------------------------------------------------------
+
+    def _point(
+        self, z: Tensor, k: Selecting, t: Times, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        z, context = self._state(z, context, "z")
+        instant = parse_instant(t, batch=len(z), like=z)
+        self._learn_num_flows(z, instant, context)
+        selection = parse_selection(k, batch=len(z), num_flows=self.num_flows, like=z)
+        return (z, *selection.at(instant, len(z)), context)
+
+    def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
+        """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""
+        _batch(z, name)
+        dim = getattr(self.net, "dim", None)
+        if dim is not None and z.shape[1] != dim:
+            raise ArgumentError(f"{name}: expected shape (B, D) with D = {dim}, got {tuple(z.shape)}")
+        z = z.to(_solve_dtype(self.net, z, name))
+        parameter = next(self.net.parameters(), None)
+        if parameter is not None and parameter.device != z.device:
+            raise ArgumentError(
+                f"{name}: lies on {z.device}, but the potential on {parameter.device}; move one with .to(device)"
+            )
+        if context is not None:
+            if not potentials.takes_context(self.net):
+                raise ArgumentError(f"context: {type(self.net).__name__} takes none; write a module net(z, t, context)")
+            if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
+                got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
+                raise ArgumentError(f"context: expected a tensor (B, …) with B = {len(z)}, got {got}")
+            context = context.to(z.device)
+            if torch.is_inference(context) and not torch.is_inference_mode_enabled():
+                context = context.clone()
+        return z, context
+
+    def _learn_num_flows(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
+        if self._num_flows is None:
+            with torch.no_grad():
+                self._num_flows = potentials.value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
+
+
+class _PlainMode:
+    """Autocast off; and out of inference mode, where a gradient would silently be zero."""
+
+    def __init__(self, z: object) -> None:
+        device = z.device.type if isinstance(z, Tensor) else "cpu"
+        self.modes: list[Any] = [torch.autocast(device, enabled=False)]
+        if torch.is_inference_mode_enabled():
+            self.modes += [torch.inference_mode(False), torch.no_grad()]
+
+    def __enter__(self) -> None:
+        for mode in self.modes:
+            mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self.modes):
+            mode.__exit__(*error)
+
+
+@dataclass
+class _Problem:
+    """One solve: everything but its differentiable inputs."""
+
+    net: nn.Module
+    solver: Solver
+    quantities: Quantities
+    plan: Plan
+    selection: Selection
+
+    def __post_init__(self) -> None:
+        self.integrator = Integrator(self.solver, self.plan.slack)
+        self.field = Field(self.net, self.quantities)
+        self.names, self.parameters = [], []
+        for name, p in self.field.named_parameters():
+            self.names.append(name)
+            self.parameters.append(p)
+
+    def solve(self, z0: Tensor, times: Tensor, context: Tensor | None) -> list[Tensor]:
+        """States (N, B, D) and integrals (N, B) at the requested times."""
+        boundaries = self.selection.boundaries
+        if boundaries is not None:
+            boundaries = boundaries.to(z0.device, z0.dtype)
+        inputs = (z0, times, self.selection.weights, boundaries, context, *self.parameters)
+        recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+        self._check(z0, times, boundaries, context, recorded)
+        if recorded and self.solver.gradient_mode == "adjoint":
+            return list(_Isolated.apply(self._run_adjoint, *inputs))
+        return self._run(self.field, False, z0, times, self.selection.weights, boundaries, context)
+
+    def _check(
+        self, z0: Tensor, times: Tensor, boundaries: Tensor | None, context: Tensor | None, recorded: bool
+    ) -> None:
+        """Refuse a start that is not finite, and a user's potential that would give no or a wrong gradient."""
+        if not bool(torch.isfinite(z0.detach()).all()):
+            first = times.detach().flatten()[0]
+            raise IntegrationError(
+                "z0: expected finite states, got NaN or infinity; look for what made them",
+                t=float(first),
+                max_abs_z=float(z0.detach().abs().amax()),
+                nfe=0,
+            )
+        if isinstance(self.net, potentials.Potential) and not isinstance(self.net, potentials.SumPotential):
+            return
+        selection = Selection(self.selection.weights, boundaries, self.selection.clock)
+        for segment in self.plan.segments(times, selection, len(z0)):
+            check_potential(self.net, z0, segment, context, record=recorded)
+            if boundaries is None:
+                return
+
+    def _run_adjoint(
+        self,
+        z0: Tensor,
+        times: Tensor,
+        weights: Tensor,
+        boundaries: Tensor | None,
+        context: Tensor | None,
+        *parameters: Tensor,
+    ) -> list[Tensor]:
+        """The solve as a function of all its inputs, parameters included."""
+
+        def rhs(
+            s: Tensor, state: State, length: float, w: Tensor, start: Tensor, end: Tensor, c: Tensor | None, *p: Tensor
+        ) -> State:
+            return cast(
+                State,
+                functional_call(
+                    self.field, dict(zip(self.names, p, strict=True)), (s, state, length, w, start, end, c)
+                ),
+            )
+
+        return self._run(rhs, True, z0, times, weights, boundaries, context, *parameters)
+
+    def _run(
+        self,
+        rhs: Any,
+        adjoint: bool,
+        z0: Tensor,
+        times: Tensor,
+        weights: Tensor,
+        boundaries: Tensor | None,
+        context: Tensor | None,
+        *parameters: Tensor,
+    ) -> list[Tensor]:
+        batch = len(z0)
+        extra = self.quantities.log_density + self.quantities.kinetic_energy
+        state: State = (z0, *(z0.new_zeros(batch) for _ in range(extra)))
+        states, calls = [state], []
+        selection = Selection(weights, boundaries, self.selection.clock)
+        for segment in self.plan.segments(times, selection, batch):
+            inputs = (segment.weights, segment.start, segment.end, context, *parameters)
+            calls.append((state, segment, inputs))
+            if segment.length > 0:
+                state = self.integrator(rhs, state, segment, inputs, adjoint=adjoint)
+            elif segment.start.requires_grad or segment.end.requires_grad:  # the identity, with gradient v to the times
+                change = rhs(torch.zeros_like(times[0]).amax(), state, 1.0, *inputs)
+                state = tuple(a + b for a, b in zip(state, change, strict=True))
+            states.append(state)
+        outputs = [self._at_requested(torch.stack(parts), times) for parts in zip(*states, strict=True)]
+        if not all(bool(torch.isfinite(out.detach()).all()) for out in outputs):
+            bad = next(i for i, s in enumerate(states) if not all(bool(torch.isfinite(x).all()) for x in s))
+            raise self.integrator.locate_failure(rhs, *calls[bad - 1])
+        return outputs
+
+    def _at_requested(self, states: Tensor, times: Tensor) -> Tensor:
+        """Pick each row's states at its requested times out of those at all knots, (M, B, …) → (N, B, …)."""
+        position = self.plan.position
+        if len(states) == len(position):
+            return states
+        batch = states.shape[1]
+        rows = torch.arange(batch, device=states.device)
+        return states[position.expand(-1, batch), rows]
+
+
+class _Isolated(torch.autograd.Function):
+    """Runs a function on detached copies of its inputs, and differentiates it there.
+
+    torchdiffeq's adjoint counts a gradient twice where one of its parameters depends on another (a context made by
+    the potential's own layers, say): among detached copies none does. And the copies stay what they were at the
+    solve, also after a `functional_call` has put the original parameters back.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            ctx.copies = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in inputs]
+            ctx.outputs = tuple(run(*ctx.copies))
+        ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
+        return tuple(out.detach() for out in ctx.outputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        wanted = [x for x in ctx.copies if x is not None and x.requires_grad]
+        pairs = [(out, g) for out, g in zip(ctx.outputs, grads, strict=True) if out.requires_grad]
+        device = ctx.outputs[0].device.type
+        with torch.autocast(device, enabled=False):
+            found = iter(
+                torch.autograd.grad(
+                    [out for out, _ in pairs],
+                    wanted,
+                    [g for _, g in pairs],
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )  # fmt: skip
+            )
+        return (None, *(next(found) if x is not None and x.requires_grad else None for x in ctx.copies))
+
+
+def _batch(z: object, name: str = "z0") -> int:
+    """B of a latent tensor (B, D)."""
+    if not isinstance(z, Tensor):
+        raise ArgumentTypeError(f"{name}: expected a tensor (B, D), got {type(z).__name__}")
+    if z.ndim != 2:
+        hint = "; add a batch dimension with z[None]" if z.ndim == 1 else "; flatten the leading dimensions"
+        raise ArgumentError(f"{name}: expected shape (B, D), got {tuple(z.shape)}{hint}")
+    return len(z)
+
+
+def _solve_dtype(net: nn.Module, z: Tensor, name: str) -> torch.dtype:
+    """The potential's dtype, in which the solve runs; z's own where the potential has no tensors."""
+    floating = (x.dtype for group in (net.parameters(), net.buffers()) for x in group if x.is_floating_point())
+    half = (torch.float16, torch.bfloat16)
+    dtype = next(floating, torch.float32 if z.dtype in half else z.dtype)
+    if dtype not in (torch.float32, torch.float64):
+        raise ArgumentTypeError(
+            f"{'potential' if dtype in half else name}: expected float32 or float64, got {dtype}; a solve needs the "
+            "precision, so call .float() on it (autocast around the rest of the model is fine)"
+        )
+    if z.dtype != dtype and z.dtype not in half:
+        raise ArgumentTypeError(
+            f"{name}: has dtype {z.dtype}, but the potential {dtype}; use {name}.to({dtype}) or flow.to({z.dtype})"
+        )
+    return dtype
+
+
+def _empty_path(z0: Tensor, times: Tensor, log_density: bool, kinetic_energy: bool) -> FlowPath:
+    """The path of a batch of no samples, which no adaptive solver would accept."""
+    n, zeros = len(times), z0.new_zeros(len(times), 0)
+    t = times.detach().to(z0.device, z0.dtype)
+    return FlowPath(
+        t, z0.expand(n, *z0.shape), zeros if log_density else None, zeros if kinetic_energy else None, nfe=0, steps=0
+    )

@@ -1,0 +1,116 @@
+"""Partial differential equations that a potential is asked to satisfy: generalised Hamilton-Jacobi."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import potentials
+from .errors import ArgumentError
+from .selection import Selecting, parse_selection
+from .times import Times, as_time_tensor, parse_instant
+
+
+class HamiltonJacobi(nn.Module):
+    r"""The generalised Hamilton-Jacobi equation of dynamic optimal transport.
+
+    .. math:: ∂_t u + ½ ‖∇u‖² = f, \quad u = Σ_k w_k u_k, \quad f = −(Σ_k w_k\, force_k(z, t))² ≤ 0
+
+    Its solutions move mass along straight lines where f = 0; the learned f ≤ 0 leaves room for external forces.
+
+    References:
+        Benamou, Brenier: A computational fluid mechanics solution to the Monge-Kantorovich mass transfer problem,
+        Numerische Mathematik 84, 2000. Song et al., 2023, arXiv:2309.13167, eq. 8-10.
+
+    Arguments:
+        potential: the potential u (B, K), a cflow one or a user's module.
+        force: a module of the same protocol, force(z (B, D), t (B,)) -> (B, K).
+        initial_weight: weight of the initial condition ‖∇u(z_0, t_0)‖² in `loss`.
+
+    Raises:
+        ArgumentError: u does not depend on t. Then ½‖∇u‖² = f ≤ 0 leaves only ∇u = 0.
+
+    Example:
+        >>> from cflow import MLPPotential
+        >>> pde = HamiltonJacobi(MLPPotential(4, 2), MLPPotential(4, 2))
+        >>> pde.residual(torch.randn(5, 4), 1, 0.5).shape
+        torch.Size([5])
+    """
+
+    def __init__(self, potential: nn.Module, force: nn.Module, *, initial_weight: float = 1.0) -> None:
+        super().__init__()
+        if not getattr(potential, "time_dependent", True):
+            raise ArgumentError(_STATIC.format(type(potential).__name__))
+        self.potential = potential
+        self.force = force
+        self.initial_weight = initial_weight
+        self._depends_on_time = isinstance(potential, potentials.Potential)
+
+    def residual(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+        """∂_t u + ½‖∇u‖² − f per sample, (B,), at z (B, D) and a time t, a number or (B,).
+
+        Arguments:
+            k: a selection of flows, as in `PotentialFlow`.
+            context: handed to a user's potential and force.
+        """
+        instant = parse_instant(t, batch=len(z), like=z)
+        w, seen = self._select(z, k, instant, context)
+        return self._residual(z, w, seen, context)[0]
+
+    def loss(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+        """Mean of the squared residual along a path, plus the weighted initial condition.
+
+        Arguments:
+            z: states along the path, (N, B, D), such as `FlowPath.z`.
+            k: a selection of flows for the B samples.
+            t: their times, (N,) or (N, B).
+        """
+        n, batch, _ = z.shape
+        times = as_time_tensor(t).to(z.device, z.dtype)
+        if times.ndim not in (1, 2) or len(times) != n or (times.ndim == 2 and times.shape[1] != batch):
+            raise ArgumentError(
+                f"t: expected ({n},) or ({n}, {batch}) for z of shape {tuple(z.shape)}, got {tuple(times.shape)}"
+            )
+        weights, seen = [], []
+        for instant in times:
+            w, s = self._select(z[0], k, instant, context)
+            weights.append(w.expand(batch, -1))
+            seen.append(s.expand(batch))
+        tiled = None if context is None else context.repeat(n, *[1] * (context.ndim - 1))
+        residual, gradient = self._residual(z.flatten(0, 1), torch.cat(weights), torch.cat(seen), tiled)
+        loss = residual.square().mean()
+        if self.initial_weight:
+            loss = loss + self.initial_weight * gradient[:batch].square().sum(-1).mean()
+        return loss
+
+    def _select(self, z: Tensor, k: Selecting, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        num_flows = getattr(self.potential, "num_flows", None)
+        if num_flows is None:
+            with torch.no_grad():
+                num_flows = potentials.value(self.potential, z, t, context).shape[1]
+        return parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(t, len(z))
+
+    def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The residual (B,) and ∇u (B, D)."""
+        if not self._depends_on_time:
+            self._check_time_dependence(z, t, context)
+        grad_u, du_dt = torch.func.grad(
+            lambda z, t: (potentials.value(self.potential, z, t, context) * w).sum(), argnums=(0, 1)
+        )(z, t.expand(len(z)))
+        force = (potentials.value(self.force, z, t.expand(len(z)), context) * w).sum(-1)
+        return du_dt + 0.5 * grad_u.square().sum(-1) + force.square(), grad_u
+
+    def _check_time_dependence(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            t = t.detach().clone().expand(len(z)).clone().requires_grad_()
+            u = potentials.value(self.potential, z.detach().clone(), t, context)
+            found = torch.autograd.grad(u.sum(), t, allow_unused=True)[0] if u.requires_grad else None
+        if found is None:
+            raise ArgumentError(_STATIC.format(type(self.potential).__name__))
+        self._depends_on_time = True
+
+
+_STATIC = (
+    "potential: {} does not depend on t, and ½‖∇u‖² = f ≤ 0 then leaves only ∇u = 0; use a time-dependent potential, or "
+    "train without the Hamilton-Jacobi term"
+)

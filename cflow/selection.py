@@ -1,0 +1,208 @@
+"""Which flow drives which sample when: every form of `k` becomes pieces of mixture weights.
+
+A selection of flows is None (one flow), an int, an integer tensor (B,), float weights (K,) or (B, K), or a
+`Schedule` of these. The normal form is a stack of weights, (S, K) or (S, B, K), one entry a piece, with the
+S + 1 boundaries between which the pieces hold.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, ArgumentTypeError
+from .times import as_time_tensor
+
+Selecting = Any  # None | int | integer tensor (B,) | float tensor (K,) or (B, K) | Schedule
+Clock = Literal["absolute", "segment"]
+
+FORMS = "None (one flow), an int, an integer tensor (B,), float weights (K,) or (B, K), or a cflow.Schedule"
+
+
+class Schedule:
+    """A selection that is piecewise constant in time.
+
+    Arguments:
+        times: S + 1 boundaries in frames that do not decrease: a list, a tensor (S+1,), or (S+1, B) for
+            boundaries of their own for each sample. Differentiable: gradients flow to the switch times.
+        selections: S selections, a sequence (each an int, an integer tensor (B,), or weights (K,) or (B, K)), or
+            a tensor indexed along its first dimension: integers (S,) or (S, B), weights (S, K) or (S, B, K).
+        clock: "absolute": a potential sees t itself. "segment": it sees t minus the earlier boundary of the
+            piece (the same when running backwards), so that each piece starts at its time 0.
+
+    Raises:
+        ArgumentError: the boundaries decrease or are not finite, or their number is not that of the selections
+            plus one.
+
+    Example:
+        >>> first_then_second = Schedule([0.0, 3.0, 8.0], [0, 1])
+        >>> len(first_then_second)
+        2
+    """
+
+    def __init__(
+        self, times: Sequence[float] | Tensor, selections: Sequence[Selecting] | Tensor, *, clock: Clock = "absolute"
+    ) -> None:
+        if clock not in ("absolute", "segment"):
+            raise ArgumentError(f"clock: expected 'absolute' or 'segment', got {clock!r}")
+        boundaries = _boundaries(times)
+        if not isinstance(selections, (Sequence, Tensor, np.ndarray)) or isinstance(selections, str):
+            raise ArgumentTypeError(
+                f"selections: expected a sequence of selections or a tensor, got {type(selections).__name__}"
+            )
+        if isinstance(selections, (Tensor, np.ndarray)) and selections.ndim == 0:
+            raise ArgumentError("selections: expected one selection a piece, got a scalar; wrap it in a list")
+        if len(selections) == 0 or len(selections) != len(boundaries) - 1:
+            raise ArgumentError(
+                f"selections: S selections need S + 1 boundaries, got {len(selections)} selections and "
+                f"{len(boundaries)} times"
+            )
+        if any(isinstance(s, Schedule) for s in selections):
+            raise ArgumentTypeError("selections: a Schedule cannot hold a Schedule; list its pieces instead")
+        self.times = boundaries
+        self.selections = selections
+        self.clock: Clock = clock
+
+    def __len__(self) -> int:
+        return len(self.selections)
+
+    def __repr__(self) -> str:
+        return f"Schedule({len(self)} pieces, times of shape {tuple(self.times.shape)}, clock={self.clock!r})"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Normal form of a selection.
+
+    Attributes:
+        weights: mixture weights, (S, K) shared or (S, B, K) per sample.
+        boundaries: times between the pieces in their original precision, (S+1,) or (S+1, B); None for one piece
+            that holds always.
+        clock: which time a potential sees.
+    """
+
+    weights: Tensor
+    boundaries: Tensor | None = None
+    clock: Clock = "absolute"
+
+    def at(self, t: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """Weights (K,) or (B, K) at time t (scalar or (B,)), and the time that the potential sees.
+
+        At a boundary the later piece counts.
+
+        Raises:
+            ArgumentError: t lies outside the schedule.
+        """
+        if self.boundaries is None:
+            return self.weights[0], t
+        boundaries = self.boundaries.to(t.device)
+        check_inside(t.detach().double(), boundaries.detach().double())
+        pieces = len(self.weights)
+        inner = boundaries[1:-1].to(t.dtype)
+        if boundaries.ndim == 1 and t.ndim == 1:
+            inner = inner[:, None]
+        piece = (t.detach() >= inner.detach()).sum(0).clamp(max=pieces - 1)  # () or (B,)
+        weights = pick(self.weights, piece, batch)
+        if self.clock == "segment":
+            t = t - pick_boundary(boundaries, piece).to(t.dtype)
+        return weights, t
+
+
+def pick(weights: Tensor, piece: Tensor, batch: int) -> Tensor:
+    """Weights of each sample's own piece: (S, K) or (S, B, K) with piece () or (B,) → (K,) or (B, K)."""
+    if piece.ndim == 0 or weights.ndim == 2:
+        return weights[piece]
+    return weights[piece, torch.arange(batch, device=weights.device)]
+
+
+def pick_boundary(boundaries: Tensor, piece: Tensor) -> Tensor:
+    """The earlier boundary of each sample's piece: (S+1,) or (S+1, B) with piece () or (B,) → () or (B,)."""
+    if boundaries.ndim == 1:
+        return boundaries[piece]
+    return boundaries.gather(0, piece.expand(1, boundaries.shape[1]))[0]
+
+
+def check_inside(times: Tensor, boundaries: Tensor) -> None:
+    """Refuse times that lie outside the boundaries of a schedule (float64; slack of one float32 rounding)."""
+    lo, hi = boundaries[0], boundaries[-1]
+    slack = 1e-6 * torch.maximum(lo.abs(), hi.abs())
+    if bool(((times < lo - slack) | (times > hi + slack)).any()):
+        raise ArgumentError(
+            f"t: expected times inside the schedule, [{float(lo.min()):g}, {float(hi.max()):g}], got times from "
+            f"{float(times.min()):g} to {float(times.max()):g}; extend the first or last boundary of the Schedule"
+        )
+
+
+def parse_selection(k: Selecting, *, batch: int, num_flows: int, like: Tensor) -> Selection:
+    """Turn any form of `k` into its normal form, with weights in the dtype and on the device of `like`.
+
+    Raises:
+        ArgumentError: an index or shape that does not fit B samples and K flows, or a weight that is not finite.
+        ArgumentTypeError: none of the forms of a selection.
+    """
+    if not isinstance(k, Schedule):
+        return Selection(_weights(k, batch, num_flows, like, "k")[None])
+    pieces = [
+        _weights(k.selections[i], batch, num_flows, like, f"k: selections[{i}]") for i in range(len(k.selections))
+    ]
+    if len({p.ndim for p in pieces}) > 1:
+        pieces = [p.expand(batch, num_flows) for p in pieces]
+    if k.times.ndim == 2 and k.times.shape[1] != batch:
+        raise ArgumentError(
+            f"k: the Schedule's times have shape {tuple(k.times.shape)}; for {batch} samples expected (S+1,) or "
+            f"(S+1, {batch})"
+        )
+    return Selection(torch.stack(pieces), k.times, k.clock)
+
+
+def _weights(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -> Tensor:
+    """One constant selection as weights, (K,) or (B, K)."""
+    if k is None:
+        if num_flows != 1:
+            raise ArgumentError(f"{name}: None selects the only flow, but there are {num_flows}; name one of them")
+        return torch.ones(1, dtype=like.dtype, device=like.device)
+    if isinstance(k, (bool, np.bool_)) or not isinstance(k, (numbers.Integral, np.ndarray, Tensor)):
+        raise ArgumentTypeError(f"{name}: expected {FORMS}; got {type(k).__name__} {k!r}")
+    if isinstance(k, numbers.Integral):
+        k = torch.tensor(int(k))
+    k = torch.as_tensor(k).to(like.device)
+    if k.is_floating_point():
+        if k.shape not in ((num_flows,), (batch, num_flows)):
+            raise ArgumentError(
+                f"{name}: expected weights (K,) = ({num_flows},) or (B, K) = ({batch}, {num_flows}), "
+                f"got shape {tuple(k.shape)}"
+            )
+        if not bool(torch.isfinite(k.detach()).all()):
+            raise ArgumentError(f"{name}: expected finite weights, got NaN or infinity")
+        return cast(Tensor, k.to(like.dtype))
+    if k.is_complex() or k.dtype == torch.bool:
+        raise ArgumentTypeError(f"{name}: expected {FORMS}; got a tensor of {k.dtype}")
+    if k.ndim > 1 or (k.ndim == 1 and len(k) != batch):
+        raise ArgumentError(
+            f"{name}: expected an integer tensor of shape () or (B,) = ({batch},), got {tuple(k.shape)}; "
+            "weights must be floating point"
+        )
+    if k.numel() and (int(k.min()) < 0 or int(k.max()) >= num_flows):
+        raise ArgumentError(
+            f"{name}: expected flows 0 to {num_flows - 1}, got {int(k.min())} to {int(k.max())}"
+            if k.ndim
+            else f"{name}: expected a flow 0 to {num_flows - 1}, got {int(k)}"
+        )
+    return torch.nn.functional.one_hot(k.long(), num_flows).to(like.dtype)
+
+
+def _boundaries(times: Sequence[float] | Tensor) -> Tensor:
+    boundaries = as_time_tensor(times, "times")
+    if boundaries.ndim not in (1, 2) or len(boundaries) < 2:
+        raise ArgumentError(
+            f"times: expected S + 1 ≥ 2 boundaries of shape (S+1,) or (S+1, B), got {tuple(boundaries.shape)}"
+        )
+    if bool((boundaries[1:] < boundaries[:-1]).any()):
+        raise ArgumentError("times: the boundaries of a Schedule must not decrease, got some that cross; sort them")
+    return boundaries
