@@ -1,0 +1,232 @@
+"""Pictures of what a flow does. matplotlib and Pillow are imported only when a picture is drawn.
+
+Figures are made without pyplot: nothing is kept alive, no window opens and no backend is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .errors import ArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Okabe and Ito (2008): told apart under the common forms of colour blindness, and in grey.
+ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, BLACK = (
+    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"),
+)
+TRUE_COLOUR, GENERATED_COLOUR = BLUE, VERMILION
+
+
+def traversal_grid(
+    true: torch.Tensor | Array,
+    generated: torch.Tensor | Array,
+    names: Sequence[str],
+    *,
+    times: Sequence[float] | None = None,
+    axes: Sequence[Axes] | None = None,
+) -> Figure:
+    """Draw transformations beside what the flows make of the same input.
+
+    One row a transformation: the input on the left, then the true frames above the generated ones.
+    Every image is its own artist, whose ``gid`` says what it shows, e.g. ``"generated/rotation/3"``.
+
+    Arguments:
+        true: true frames (K, T+1, C, H, W) in [0, 1], C = 1 or 3; frame 0 is the input.
+        generated: frames the model makes of it, of the same shape; its frame 0 is not drawn.
+        names: the K names of the transformations.
+        times: times of the frames, in frames (T+1,); 0..T by default.
+        axes: K matplotlib axes to draw into, one a transformation; a new figure by default.
+
+    Returns:
+        The figure, to save with ``figure.savefig(path)``.
+
+    Raises:
+        ArgumentError: shapes, names, times or axes that do not belong together.
+
+    Example:
+        >>> frames = torch.rand(2, 4, 1, 8, 8)
+        >>> figure = traversal_grid(frames, frames, ["scaling", "rotation"])
+        >>> len(figure.axes), len(figure.axes[0].images)
+        (2, 7)
+    """
+    from matplotlib.figure import Figure
+
+    real, made = _frames(true, "true", 5), _frames(generated, "generated", 5)
+    _check_pair(real, made, names)
+    count, length = real.shape[:2]
+    labels = _time_labels(times, length)
+    if axes is None:
+        height, width = real.shape[2:4]
+        panel = 0.62 * (length + 0.45)
+        figure = Figure(figsize=(panel + 0.9, count * (1.35 * height / width + 0.3) + 0.2), layout="constrained")
+        axes = [figure.add_subplot(count, 1, row + 1) for row in range(count)]
+    elif len(axes) != count:
+        raise ArgumentError(f"axes has {len(axes)} entries, expected one a transformation: {count}.")
+    for row, ax in enumerate(axes):
+        _draw_row(ax, real[row], made[row], names[row], labels)
+    # get_figure(root=True) needs matplotlib 3.10; the axes of a subfigure answer with the subfigure, which saves too.
+    owner: Any = axes[0].get_figure()
+    return owner  # type: ignore[no-any-return]
+
+
+def traversal_gif(
+    path: str | PathLike[str],
+    true: torch.Tensor | Array,
+    generated: torch.Tensor | Array,
+    names: Sequence[str],
+    *,
+    duration: int = 180,
+    scale: int = 3,
+) -> Path:
+    """Write an animation with one frame a time step: true images on the left, generated on the right.
+
+    One row a transformation; S examples side by side in each half.
+
+    Arguments:
+        path: the file to write; its folder must exist.
+        true: true frames (K, T+1, C, H, W) or, with S examples, (K, S, T+1, C, H, W), in [0, 1].
+        generated: frames the model makes, of the same shape.
+        names: the K names of the transformations.
+        duration: time a frame is shown, in milliseconds; the first and last stay four times as long.
+        scale: screen pixels a pixel.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ArgumentError: shapes or names that do not belong together, or a duration or scale below 1.
+    """
+    from PIL import Image
+
+    for label, value in (("duration", duration), ("scale", scale)):
+        if value < 1:
+            raise ArgumentError(f"{label}={value!r} must be a positive integer.")
+    real, made = _frames(true, "true", 5, 6), _frames(generated, "generated", 5, 6)
+    _check_pair(real, made, names)
+    if real.ndim == 5:
+        real, made = real[:, None], made[:, None]
+    length = real.shape[2]
+    canvas = _gif_canvas(real.shape, names, scale)
+    pictures = [_gif_frame(canvas, real[:, :, t], made[:, :, t], scale) for t in range(length)]
+    # One palette for all frames, else colours flicker from frame to frame.
+    palette = _stack(pictures).quantize(255)
+    indexed = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    durations = [duration * (4 if t in (0, length - 1) else 1) for t in range(length)]
+    target = Path(path)
+    indexed[0].save(
+        target, format="GIF", save_all=True, append_images=indexed[1:], duration=durations, loop=0, disposal=1
+    )
+    return target
+
+
+def _frames(images: torch.Tensor | Array, name: str, *ndims: int) -> Array:
+    """Return images as a NumPy array in [0, 1] with the channels last."""
+    array = images.detach().cpu().float().numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
+    if array.ndim not in ndims or array.shape[-3] not in (1, 3) or 0 in array.shape:
+        wanted = "(K, T+1, C, H, W)" + (" or (K, S, T+1, C, H, W)" if 6 in ndims else "")
+        raise ArgumentError(f"{name} has shape {tuple(array.shape)}, expected {wanted} with C = 1 or 3.")
+    array = np.moveaxis(np.clip(array, 0.0, 1.0), -3, -1)
+    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+
+
+def _check_pair(real: Array, made: Array, names: Sequence[str]) -> None:
+    if real.shape != made.shape:
+        raise ArgumentError(
+            f"generated has shape {made.shape} and true {real.shape} (channels last): they must be equal."
+        )
+    if len(names) != real.shape[0]:
+        raise ArgumentError(f"names has {len(names)} entries for {real.shape[0]} transformations.")
+
+
+def _time_labels(times: Sequence[float] | None, length: int) -> list[str]:
+    if times is None:
+        times = range(length)
+    if len(times) != length:
+        raise ArgumentError(f"times has {len(times)} entries for {length} frames (the input is frame 0).")
+    return [f"{float(t):g}" for t in times]
+
+
+def _draw_row(ax: Axes, real: Array, made: Array, name: str, labels: list[str]) -> None:
+    length, height, width = real.shape[:3]
+    gap, start = 0.06 * width, 1.45 * width
+
+    def show(image: Array, left: float, bottom: float, gid: str) -> None:
+        extent = (left, left + width, bottom, bottom + height)
+        ax.imshow(image, extent=extent, interpolation="nearest").set_gid(gid)
+
+    top = height + gap
+    show(real[0], 0.0, top / 2, f"input/{name}")
+    lefts = [start + (t - 1) * (width + gap) for t in range(1, length)]
+    for t, left in zip(range(1, length), lefts, strict=True):
+        show(real[t], left, top, f"true/{name}/{labels[t]}")
+        show(made[t], left, 0.0, f"generated/{name}/{labels[t]}")
+    ax.set_xlim(-0.5, (lefts[-1] if lefts else 0.0) + width + 0.5)
+    ax.set_ylim(-0.5, top + height + 0.5)
+    ax.set_aspect("equal")
+    ax.set_title(name.replace("_", " "), loc="left", fontsize=10, fontweight="bold", pad=3)
+    ax.set_xticks([width / 2, *(left + width / 2 for left in lefts)], ["input", *(f"t = {s}" for s in labels[1:])])
+    ax.set_yticks([top + height / 2, height / 2], ["true", "generated"])
+    ax.yaxis.tick_right()
+    ax.tick_params(length=0, labelsize=8)
+    for text, colour in zip(ax.get_yticklabels(), (TRUE_COLOUR, GENERATED_COLOUR), strict=True):
+        text.set_color(colour)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+_MARGIN = 6
+
+
+def _gif_canvas(shape: tuple[int, ...], names: Sequence[str], scale: int) -> Any:
+    """Return the part that all frames of the animation share: background and labels."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    count, examples, _, height, width, _ = shape
+    half = examples * width * scale
+    font = ImageFont.load_default(size=14)
+    canvas = Image.new("RGB", (2 * half + 3 * _MARGIN, count * (height * scale + 22) + 22 + _MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    draw.text((_MARGIN, 4), "true", fill=TRUE_COLOUR, font=font)
+    draw.text((half + 2 * _MARGIN, 4), "generated", fill=GENERATED_COLOUR, font=font)
+    for row, name in enumerate(names):
+        top = 22 + row * (height * scale + 22)
+        draw.text((_MARGIN, top + 2), name.replace("_", " "), fill=BLACK, font=font)
+    return canvas
+
+
+def _gif_frame(canvas: Any, real: Array, made: Array, scale: int) -> Any:
+    """Return one picture: real and made are (K, S, H, W, 3)."""
+    from PIL import Image
+
+    picture = canvas.copy()
+    _, examples, height, width, _ = real.shape
+    half = examples * width * scale
+    for side, images in enumerate((real, made)):
+        for row, strip in enumerate(images):
+            pixels = np.rint(255 * np.concatenate(list(strip), axis=1)).astype(np.uint8)
+            block = Image.fromarray(pixels).resize((half, height * scale), Image.Resampling.NEAREST)
+            top = 22 + row * (height * scale + 22) + 22
+            picture.paste(block, (_MARGIN + side * (half + _MARGIN), top))
+    return picture
+
+
+def _stack(pictures: Sequence[Any]) -> Any:
+    """Return the pictures one under another, to choose a palette that suits all."""
+    from PIL import Image
+
+    width, height = pictures[0].size
+    stacked = Image.new("RGB", (width, height * len(pictures)))
+    for index, picture in enumerate(pictures):
+        stacked.paste(picture, (0, height * index))
+    return stacked
