@@ -14,10 +14,13 @@ import numpy as np
 import torch
 
 from .errors import ArgumentError
+from .plots2d import density, potential_surface, trajectories, velocity_field
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+__all__ = ["density", "potential_surface", "trajectories", "traversal_gif", "traversal_grid", "velocity_field"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

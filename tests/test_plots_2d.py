@@ -12,7 +12,7 @@ import torch
 from torch.distributions import MultivariateNormal, TransformedDistribution
 
 import cflow
-from cflow.plots2d import density, potential_surface, trajectories, velocity_field
+from cflow.plots import density, potential_surface, trajectories, velocity_field
 
 Figure = pytest.importorskip("matplotlib.figure").Figure
 
@@ -155,7 +155,7 @@ def test_wrong_arguments_are_named(flow):
 
 def test_matplotlib_and_pyplot_stay_out_until_needed():
     code = (
-        "import sys, torch, cflow, cflow.plots2d as p\n"
+        "import sys, torch, cflow, cflow.plots as p\n"
         "print('matplotlib' in sys.modules)\n"
         "p.velocity_field(cflow.PotentialFlow(cflow.MLPPotential(2)), num=3)\n"
         "print('matplotlib.pyplot' in sys.modules)\n"
