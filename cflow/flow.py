@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -161,7 +162,7 @@ class PotentialFlow(nn.Module):
             log_density: also integrate −∇·v.
             kinetic_energy: also integrate ½‖v‖² |dt|.
         """
-        with _PlainMode(z0):
+        with _plain_mode(z0):
             z0, context = self._state(z0, context, "z0")
             batch = len(z0)
             times = parse_times(t, batch=batch, least=1)
@@ -199,20 +200,20 @@ class PotentialFlow(nn.Module):
 
     def velocity(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """v (B, D) = ∇_z Σ_k w_k u_k(z, t) at z (B, D) and a time t, a number or (B,)."""
-        with _PlainMode(z):
+        with _plain_mode(z):
             z, w, t, context = self._point(z, k, t, context)
             return potentials.gradient(self.net, z, w, t, context)[0]
 
     def divergence(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """∇·v (B,) at z (B, D) and a time t, a number or (B,); an estimate under divergence="hutchinson"."""
-        with _PlainMode(z):
+        with _plain_mode(z):
             z, w, t, context = self._point(z, k, t, context)
             probe = rademacher_like(z) if self.divergence_estimator == "hutchinson" else None
             return velocity_and_divergence(self.net, z, w, t, context, probe)[1]
 
     def potential(self, z: Tensor, t: Times, context: Tensor | None = None) -> Tensor:
         """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
-        with _PlainMode(z):
+        with _plain_mode(z):
             z, context = self._state(z, context, "z")
             u = potentials.value(self.net, z, parse_instant(t, batch=len(z), like=z), context)
             self._num_flows = u.shape[1]
@@ -235,12 +236,7 @@ class PotentialFlow(nn.Module):
         dim = getattr(self.net, "dim", None)
         if dim is not None and z.shape[1] != dim:
             raise ArgumentError(f"{name}: expected shape (B, D) with D = {dim}, got {tuple(z.shape)}")
-        z = z.to(_solve_dtype(self.net, z, name))
-        parameter = next(self.net.parameters(), None)
-        if parameter is not None and parameter.device != z.device:
-            raise ArgumentError(
-                f"{name}: lies on {z.device}, but the potential on {parameter.device}; move one with .to(device)"
-            )
+        z = _to_potential(z, self.net, name)
         if context is not None:
             if not potentials.takes_context(self.net):
                 raise ArgumentError(f"context: {type(self.net).__name__} takes none; write a module net(z, t, context)")
@@ -258,22 +254,17 @@ class PotentialFlow(nn.Module):
                 self._num_flows = potentials.value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
 
 
-class _PlainMode:
+def _plain_mode(z: object) -> contextlib.AbstractContextManager[Any]:
     """Autocast off; and out of inference mode, where a gradient would silently be zero."""
-
-    def __init__(self, z: object) -> None:
-        device = z.device.type if isinstance(z, Tensor) else "cpu"
-        self.modes: list[Any] = [torch.autocast(device, enabled=False)]
-        if torch.is_inference_mode_enabled():
-            self.modes += [torch.inference_mode(False), torch.no_grad()]
-
-    def __enter__(self) -> None:
-        for mode in self.modes:
-            mode.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        for mode in reversed(self.modes):
-            mode.__exit__(*error)
+    device = z.device.type if isinstance(z, Tensor) else "cpu"
+    if not torch.is_inference_mode_enabled():
+        if not torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()
+        return torch.autocast(device, enabled=False)
+    stack = contextlib.ExitStack()
+    for mode in (torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad()):
+        stack.enter_context(mode)
+    return stack
 
 
 @dataclass
@@ -437,21 +428,34 @@ def _batch(z: object, name: str = "z0") -> int:
     return len(z)
 
 
-def _solve_dtype(net: nn.Module, z: Tensor, name: str) -> torch.dtype:
-    """The potential's dtype, in which the solve runs; z's own where the potential has no tensors."""
-    floating = (x.dtype for group in (net.parameters(), net.buffers()) for x in group if x.is_floating_point())
-    half = (torch.float16, torch.bfloat16)
-    dtype = next(floating, torch.float32 if z.dtype in half else z.dtype)
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
+    """z in the potential's dtype, in which the solve runs; only half precision is cast.
+
+    Raises:
+        ArgumentTypeError: another dtype than the potential's, or a potential in half precision.
+        ArgumentError: another device than the potential's.
+    """
+    model = next((x for group in (net.parameters(), net.buffers()) for x in group if x.is_floating_point()), None)
+    if model is not None and model.device != z.device:
+        raise ArgumentError(
+            f"{name}: lies on {z.device}, but the potential on {model.device}; move one of them with .to(device)"
+        )
+    dtype = model.dtype if model is not None else torch.float32 if z.dtype in _HALF else z.dtype
     if dtype not in (torch.float32, torch.float64):
         raise ArgumentTypeError(
-            f"{'potential' if dtype in half else name}: expected float32 or float64, got {dtype}; a solve needs the "
+            f"{name if model is None else 'potential'}: expected float32 or float64, got {dtype}; a solve needs the "
             "precision, so call .float() on it (autocast around the rest of the model is fine)"
         )
-    if z.dtype != dtype and z.dtype not in half:
+    if z.dtype == dtype:
+        return z
+    if z.dtype not in _HALF:
         raise ArgumentTypeError(
             f"{name}: has dtype {z.dtype}, but the potential {dtype}; use {name}.to({dtype}) or flow.to({z.dtype})"
         )
-    return dtype
+    return z.to(dtype)
 
 
 def _empty_path(z0: Tensor, times: Tensor, log_density: bool, kinetic_energy: bool) -> FlowPath:

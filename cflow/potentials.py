@@ -98,55 +98,68 @@ class MLPPotential(Potential):
         super().__init__(dim, num_flows, time_dependent)
         hidden = self.hidden = dim if hidden is None else _positive_int("hidden", hidden)
         self.output_tanh = bool(output_tanh)
-        self.w1 = _uniform(num_flows, hidden, dim, fan_in=dim)
-        self.b1 = _uniform(num_flows, hidden, fan_in=dim)
+        self.w1 = _uniform(num_flows * hidden, dim, fan_in=dim)  # rows of flow 0, then of flow 1, …
+        self.b1 = _uniform(num_flows * hidden, fan_in=dim)
         self.w2 = _uniform(num_flows, hidden, hidden, fan_in=hidden)
-        self.b2 = _uniform(num_flows, hidden, fan_in=hidden)
-        self.a = _uniform(num_flows, hidden, fan_in=hidden)
+        self.b2 = _uniform(num_flows, 1, hidden, fan_in=hidden)
+        self.a = _uniform(num_flows, 1, hidden, fan_in=hidden)
         self.b = _uniform(num_flows, fan_in=hidden) if output_tanh else None
         self.time = _StackedTimeNet(dim, num_flows, hidden) if time_dependent else None
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Return u_k(z, t) of shape (B, K), for z (B, D) and t a scalar or (B,)."""
-        return self._output(self._hidden(z, t)[1]).mT
+        out = self._logit(_tanh_of(self._hidden(z, t)[1]))
+        return torch.tanh(out) if self.output_tanh else out
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
         """See `Potential.gradient`. The Laplacian costs K·H²·D multiplications a sample."""
-        h1, h2 = self._hidden(z, t)  # (B, K, H), (K, B, H)
-        d1, d2 = 1 - h1.square(), 1 - h2.square()  # tanh' at both layers
-        q = torch.bmm(d2 * self.a[:, None], self.w2).transpose(0, 1)  # ∂u_k/∂h1, (B, K, H)
-        weights = w
+        s1, s2 = self._hidden(z, t)  # (B, K, H), (K, B, H)
         if self.output_tanh:
-            u = torch.tanh(self._output_logit(h2)).mT  # (B, K)
-            weights = w * (1 - u.square())
-        p = q * d1
-        v = (weights[..., None] * p).reshape(len(z), -1) @ self.w1.flatten(0, 1)
+            u, weights = torch.tanh(self._logit(_tanh_of(s2))), w
+            w = w * (1 - u.square())
+        p = self._pull_back(w, s1, s2)
+        v = p.reshape(len(z), -1) @ self.w1
         if not laplacian:
             return v, None
-        # Δ(a·h2) = Σ_j q_j tanh''(a1_j) ‖W1_j‖² + Σ_i a_i tanh''(a2_i) ‖(W2 diag(d1) W1)_i‖²
-        first = (q * h1 * d1 * self.w1.square().sum(-1)).sum(-1)  # (B, K)
-        jacobian = (self.w2 * d1[:, :, None]) @ self.w1  # (B, K, H, D)
-        second = ((self.a[:, None] * h2 * d2).transpose(0, 1) * jacobian.square().sum(-1)).sum(-1)
-        lap = -2 * (weights * (first + second)).sum(-1)
+        # Δ(a·h2) = Σ_j p_j (tanh''/tanh')(a1_j) ‖W1_j‖² + Σ_i a_i tanh''(a2_i) ‖(W2 diag(tanh'(a1)) W1)_i‖²,
+        # with tanh'' = −2 tanh tanh'
+        h1, h2 = _tanh_of(s1), _tanh_of(s2)
+        d1, d2 = 1 - h1.square(), 1 - h2.square()
+        w1 = self.w1.unflatten(0, (self.num_flows, self.hidden))
+        first = (p * h1 * w1.square().sum(-1)).sum((-1, -2))
+        jacobian = (self.w2 * d1[:, :, None]) @ w1  # (B, K, H, D)
+        second = ((self.a * h2 * d2).transpose(0, 1) * jacobian.square().sum(-1)).sum(-1)  # (B, K)
+        lap = -2 * (first + (w * second).sum(-1))
         if self.output_tanh:  # Δ tanh(g) = tanh'(g) Δg + tanh''(g) ‖∇g‖²
-            norm = torch.einsum("bkh,khd->bkd", p, self.w1).square().sum(-1)
-            lap = lap - 2 * (weights * u * norm).sum(-1)
+            each = torch.einsum("bkh,khd->bkd", self._pull_back(torch.ones_like(w), s1, s2), w1)
+            lap = lap - 2 * (weights * u * (1 - u.square()) * each.square().sum(-1)).sum(-1)
         return v, lap
 
+    def _pull_back(self, w: Tensor, s1: Tensor, s2: Tensor) -> Tensor:
+        """∂(Σ_k w_k a_k·h2)/∂a1, (B, K, H). The weights enter at the scalar, so that no product is repeated."""
+        w = w[:, None, None] if w.ndim == 1 else w.mT[..., None]  # (K, 1 or B, 1)
+        q = torch.bmm(_sigmoid_vjp(w * (16 * self.a), s2), self.w2)  # 4 ∂/∂h1; tanh' = 4 s (1 − s), twice
+        return _sigmoid_vjp(q.transpose(0, 1), s1)
+
     def _hidden(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden layers, h1 (B, K, H) and h2 (K, B, H)."""
-        a1 = torch.addmm(self.b1.flatten(), z, self.w1.flatten(0, 1).mT)
-        h1 = _tanh(a1).view(len(z), self.num_flows, self.hidden)
-        s = h1 if self.time is None else h1 + self.time(t)
-        return h1, _tanh(torch.baddbmm(self.b2[:, None], s.transpose(0, 1), self.w2.mT))
+        """Both hidden layers as s = σ(2a), for which tanh(a) = 2s − 1: s1 (B, K, H) and s2 (K, B, H).
 
-    def _output_logit(self, h2: Tensor) -> Tensor:
-        out = (h2 * self.a[:, None]).sum(-1)  # (K, B)
-        return out if self.b is None else out + self.b[:, None]
+        a2 = W2 (2 s1 − 1 + τ) + b2: the affine map stays inside the products, and costs no pass over s1.
+        """
+        a1 = torch.addmm(self.b1, z, self.w1.mT, beta=2, alpha=2)
+        s1 = torch.sigmoid(a1).view(len(z), self.num_flows, self.hidden)
+        tau = torch.zeros_like(self.b2) if self.time is None else self.time(t)  # (K, 1 or B, H)
+        x, shift = s1.transpose(0, 1), tau - 1
+        if t.ndim:
+            x, shift = torch.add(x, tau, alpha=0.5), -torch.ones_like(self.b2)
+        bias = torch.baddbmm(self.b2, shift, self.w2.mT)  # (K, 1, H)
+        a2 = torch.baddbmm(bias, x, self.w2.mT, beta=2, alpha=4)
+        return s1, torch.sigmoid(a2)
 
-    def _output(self, h2: Tensor) -> Tensor:
-        out = self._output_logit(h2)
-        return torch.tanh(out) if self.output_tanh else out
+    def _logit(self, h2: Tensor) -> Tensor:
+        """a_k·h2 + b_k, (B, K)."""
+        out = (h2 * self.a).sum(-1).mT
+        return out if self.b is None else out + self.b
 
 
 class RidgePotential(Potential):
@@ -171,8 +184,8 @@ class RidgePotential(Potential):
     def __init__(self, dim: int, num_flows: int = 1, *, hidden: int = 128, time_dependent: bool = True) -> None:
         super().__init__(dim, num_flows, time_dependent)
         self.hidden = _positive_int("hidden", hidden)
-        self.w = _uniform(num_flows, hidden, dim, fan_in=dim)
-        self.b = _uniform(num_flows, hidden, fan_in=dim)
+        self.w = _uniform(num_flows * hidden, dim, fan_in=dim)  # rows of flow 0, then of flow 1, …
+        self.b = _uniform(num_flows * hidden, fan_in=dim)
         self.a = _uniform(num_flows, hidden, fan_in=hidden)
         if time_dependent:
             features = _TimeFeatures(dim)
@@ -192,17 +205,18 @@ class RidgePotential(Potential):
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
         """See `Potential.gradient`."""
         a, x = self._ridges(z, t)
-        h = _tanh(x)
+        s = torch.sigmoid(2 * x)
         wa = w[..., None] * a
-        v = (wa * h).reshape(len(z), -1) @ self.w.flatten(0, 1)
+        v = (wa * _tanh_of(s)).view(len(z), -1) @ self.w
         if not laplacian:
             return v, None
-        return v, (wa * (1 - h.square()) * self.w.square().sum(-1)).sum((-1, -2))
+        norms = self.w.square().sum(-1).view(self.num_flows, self.hidden)
+        return v, (_tanh_vjp(wa, s) * norms).sum((-1, -2))
 
     def _ridges(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Amplitudes a (K, H) or (B, K, H) and arguments w·z + b (B, K, H)."""
         shape = (self.num_flows, self.hidden)
-        x = torch.addmm(self.b.flatten(), z, self.w.flatten(0, 1).mT).view(len(z), *shape)
+        x = torch.addmm(self.b, z, self.w.mT).view(len(z), *shape)
         if self.time is None:
             return self.a, x
         da, db = self.time(t).unflatten(-1, (2, *shape)).unbind(-3)
@@ -364,38 +378,69 @@ class _TimeFeatures(nn.Module):
     D features for even D ≥ 8; at least 8, so that a small latent space can tell times apart.
     """
 
+    frequency: Tensor
+    phase: Tensor
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         half = max(dim // 2, 4)
         self.size = 2 * half
+        self.register_buffer("frequency", torch.logspace(0, -4, half).repeat(2), persistent=False)
+        self.register_buffer("phase", torch.zeros(2 * half), persistent=False)
+        self._fill()
 
     def forward(self, t: Tensor) -> Tensor:
-        frequencies = torch.logspace(0, -4, self.size // 2, dtype=t.dtype, device=t.device)
-        angle = t[..., None] * frequencies
-        return torch.cat([angle.sin(), angle.cos()], -1)
+        return torch.addcmul(self.phase, t[..., None], self.frequency).sin()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        super()._apply(fn, recurse)
+        self._fill()  # in the new precision, not rounded from the old one
+        return self
+
+    def _fill(self) -> None:
+        half = self.size // 2
+        self.frequency.copy_(torch.logspace(0, -4, half, dtype=torch.float64).repeat(2))
+        self.phase[half:] = math.pi / 2
 
 
 class _StackedTimeNet(nn.Module):
-    """τ_k(t) of the paper's network for all k: (K, H) for a scalar t, (B, K, H) for t (B,)."""
+    """τ_k(t) of the paper's network for all k: (K, 1, H) for a scalar t, (K, B, H) for t (B,)."""
 
     def __init__(self, dim: int, num_flows: int, hidden: int) -> None:
         super().__init__()
         self.features = _TimeFeatures(dim)
-        self.w1 = _uniform(num_flows, hidden, self.features.size, fan_in=self.features.size)
-        self.b1 = _uniform(num_flows, hidden, fan_in=self.features.size)
+        self.w1 = _uniform(num_flows * hidden, self.features.size, fan_in=self.features.size)
+        self.b1 = _uniform(num_flows * hidden, fan_in=self.features.size)
         self.w2 = _uniform(num_flows, hidden, hidden, fan_in=hidden)
-        self.b2 = _uniform(num_flows, hidden, fan_in=hidden)
+        self.b2 = _uniform(num_flows, 1, hidden, fan_in=hidden)
 
     def forward(self, t: Tensor) -> Tensor:
-        s = self.features(t).reshape(-1, self.features.size)  # (1 or B, E)
-        hidden = nn.functional.gelu(torch.matmul(s, self.w1.mT) + self.b1[:, None])  # (K, 1 or B, H)
-        out = torch.baddbmm(self.b2[:, None], hidden, self.w2.mT).transpose(0, 1)
-        return out[0] if t.ndim == 0 else out
+        s, num_flows = self.features(t), len(self.w2)
+        if t.ndim == 0:
+            hidden = torch.addmv(self.b1, self.w1, s).view(num_flows, 1, -1)
+        else:
+            hidden = torch.addmm(self.b1, s, self.w1.mT).view(len(s), num_flows, -1).transpose(0, 1)
+        # gelu(x) = x Φ(x); `nn.functional.gelu` takes longer on so few numbers
+        return torch.baddbmm(self.b2, hidden * torch.special.ndtr(hidden), self.w2.mT)
 
 
-def _tanh(x: Tensor) -> Tensor:
-    """tanh(x) = 2σ(2x) − 1: on CPUs eager `torch.sigmoid` is several times faster than `torch.tanh`."""
-    return 2 * torch.sigmoid(2 * x) - 1
+# tanh(x) = 2σ(2x) − 1: on CPUs eager `torch.sigmoid` is several times faster than `torch.tanh`, and one
+# sigmoid_backward gives g·σ(1 − σ) in a single pass.
+
+
+def _tanh_of(s: Tensor) -> Tensor:
+    """tanh(x) from s = σ(2x)."""
+    return 2 * s - 1
+
+
+def _tanh_vjp(g: Tensor, s: Tensor) -> Tensor:
+    """g · tanh'(x) from s = σ(2x): tanh'(x) = 4 s (1 − s). Broadcasts."""
+    return _sigmoid_vjp(4 * g, s)
+
+
+def _sigmoid_vjp(g: Tensor, s: Tensor) -> Tensor:
+    """g · s (1 − s) for s = σ(x). Broadcasts."""
+    return cast(Tensor, torch.ops.aten.sigmoid_backward(g, s))
 
 
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:

@@ -178,8 +178,6 @@ def _weights(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) 
                 f"{name}: expected weights (K,) = ({num_flows},) or (B, K) = ({batch}, {num_flows}), "
                 f"got shape {tuple(k.shape)}"
             )
-        if not bool(torch.isfinite(k.detach()).all()):
-            raise ArgumentError(f"{name}: expected finite weights, got NaN or infinity")
         return cast(Tensor, k.to(like.dtype))
     if k.is_complex() or k.dtype == torch.bool:
         raise ArgumentTypeError(f"{name}: expected {FORMS}; got a tensor of {k.dtype}")

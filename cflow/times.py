@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,9 @@ def as_time_tensor(t: Times, name: str = "t") -> Tensor:
     if isinstance(t, (Tensor, np.ndarray, np.generic)):
         out = torch.as_tensor(t)
     elif isinstance(t, numbers.Real) and not isinstance(t, bool):
-        out = torch.tensor(float(t), dtype=torch.float64)
+        if not math.isfinite(t):
+            raise ArgumentError(f"{name}: expected finite times, got {t!r}")
+        return torch.tensor(float(t), dtype=torch.float64)
     elif isinstance(t, Sequence) and not isinstance(t, str):
         parts = [as_time_tensor(x, f"{name}[{i}]") for i, x in enumerate(t)]
         if not parts:
@@ -79,6 +82,8 @@ def parse_times(t: Times, *, batch: int, least: int) -> Tensor:
 
 def parse_instant(t: Times, *, batch: int, like: Tensor) -> Tensor:
     """One time, a scalar or (B,), in the dtype and on the device of `like`."""
+    if type(t) is float and math.isfinite(t):  # the common case, in one tensor operation
+        return torch.tensor(t, dtype=like.dtype, device=like.device)
     instant = as_time_tensor(t)
     if instant.ndim > 1 or (instant.ndim == 1 and len(instant) != batch):
         raise ArgumentError(f"t: expected one time, a number or shape (B,) = ({batch},), got {tuple(instant.shape)}")
