@@ -1,16 +1,19 @@
 """cflow: potential flows in latent spaces, dz/dt = ∇u_k(z, t)."""
 
-from . import pde
+from . import data, metrics, nets, pde
+from .checkpoint import load
 from .distributions import DiffusionPrior, FlowTransform
 from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, IntegrationError
 from .flow import FlowPath, PotentialFlow
 from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
 from .selection import Schedule
 from .solvers import Solver
+from .vae import ELBO, FlowVAE
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ELBO",
     "ArgumentError",
     "ArgumentTypeError",
     "CflowError",
@@ -18,6 +21,7 @@ __all__ = [
     "DiffusionPrior",
     "FlowPath",
     "FlowTransform",
+    "FlowVAE",
     "IntegrationError",
     "MLPPotential",
     "Potential",
@@ -28,5 +32,9 @@ __all__ = [
     "Solver",
     "SumPotential",
     "__version__",
+    "data",
+    "load",
+    "metrics",
+    "nets",
     "pde",
 ]

@@ -413,7 +413,7 @@ class _Isolated(torch.autograd.Function):
                     retain_graph=True,
                     allow_unused=True,
                     materialize_grads=True,
-                )  # fmt: skip
+                )
             )
         return (None, *(next(found) if x is not None and x.requires_grad else None for x in ctx.copies))
 

@@ -125,7 +125,7 @@ class MLPPotential(Potential):
         # with tanh'' = −2 tanh tanh'
         h1, h2 = _tanh_of(s1), _tanh_of(s2)
         d1, d2 = 1 - h1.square(), 1 - h2.square()
-        w1 = self.w1.unflatten(0, (self.num_flows, self.hidden))
+        w1 = self.w1.view(self.num_flows, self.hidden, -1)
         first = (p * h1 * w1.square().sum(-1)).sum((-1, -2))
         jacobian = (self.w2 * d1[:, :, None]) @ w1  # (B, K, H, D)
         second = ((self.a * h2 * d2).transpose(0, 1) * jacobian.square().sum(-1)).sum(-1)  # (B, K)
@@ -364,9 +364,9 @@ def gradient(
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
     def second_derivative(e: Tensor) -> Tensor:
-        return (vjp(e.expand_as(z))[0] * e).sum(-1)
+        return cast(Tensor, (vjp(e.expand_as(z))[0] * e).sum(-1))
 
-    return v, cast(Tensor, torch.func.vmap(second_derivative, chunk_size=64)(basis).sum(0))
+    return v, torch.func.vmap(second_derivative, chunk_size=64)(basis).sum(0)
 
 
 # --- parts ----------------------------------------------------------------------------------------------
@@ -393,7 +393,7 @@ class _TimeFeatures(nn.Module):
         return torch.addcmul(self.phase, t[..., None], self.frequency).sin()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fill()  # in the new precision, not rounded from the old one
         return self
 

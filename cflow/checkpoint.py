@@ -1,0 +1,83 @@
+"""Load a trained model from a run or a checkpoint, without Lightning."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import ArgumentError, DataError
+from .nets import build_vae
+from .vae import FlowVAE
+
+PREFIX = "vae."
+
+
+def load(path: str | os.PathLike[str]) -> FlowVAE:
+    """The `FlowVAE` of a run or a checkpoint, on the CPU and in eval mode.
+
+    Arguments:
+        path: a run's folder, such as "runs/digits/version_0" (its best checkpoint is taken, else the last one), or a
+            checkpoint file.
+
+    Raises:
+        ArgumentError: there is no such file or folder.
+        DataError: the file is damaged, or no checkpoint of cflow.
+
+    Example:
+        >>> load("runs/nowhere")
+        Traceback (most recent call last):
+        ...
+        cflow.errors.ArgumentError: path: there is no file or folder 'runs/nowhere'
+    """
+    file = find_checkpoint(Path(path))
+    content = read_checkpoint(file)
+    try:
+        config = content["hyper_parameters"]["model_config"]
+        weights = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
+    except (KeyError, TypeError):
+        raise DataError(f"path: {str(file)!r} is no checkpoint of cflow: it holds no model_config") from None
+    try:
+        vae = build_vae(**config)
+        vae.load_state_dict(weights)
+    except (ArgumentError, TypeError, RuntimeError) as error:
+        raise DataError(f"path: {str(file)!r} does not fit this version of cflow: {error}") from error
+    return vae.eval()
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint file that a path means: itself, or the best (else the last) one of a run's folder."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ArgumentError(f"path: there is no file or folder {str(path)!r}")
+    for folder in (path / "checkpoints", path):
+        for name in ("best.ckpt", "last.ckpt"):
+            if (folder / name).is_file():
+                return folder / name
+    raise ArgumentError(f"path: the folder {str(path)!r} holds no checkpoints/best.ckpt or last.ckpt")
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint file: tensors and plain values only, checksums verified.
+
+    Raises:
+        DataError: the file is unreadable, damaged or of another format.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            broken = archive.testzip()
+        if broken is not None:
+            raise DataError(f"path: {str(file)!r} is damaged (checksum of {broken}); use another checkpoint")
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError) as error:
+        raise DataError(f"path: {str(file)!r} cannot be read as a checkpoint ({error})") from None
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise DataError(f"path: {str(file)!r} holds more than tensors and plain values: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"path: {str(file)!r} is no checkpoint of cflow")
+    return content

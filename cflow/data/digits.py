@@ -1,0 +1,53 @@
+"""The 1,797 real handwritten digits that come with scikit-learn: data without a download."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, pad
+
+from ..errors import ArgumentError, DataError
+
+Split = Literal["train", "val", "test"]
+SIZES = {"train": 1257, "val": 180, "test": 360}
+
+
+def load_digits(split: Split, root: object = None) -> Tensor:
+    """Images (N, 3, 28, 28), uint8: a 20×20 digit in the red channel of a 28×28 frame.
+
+    The split is fixed and stratified by class: 1,257 for training, 180 for validation, 360 for test.
+
+    Arguments:
+        split: "train", "val" or "test".
+        root: not used; there is nothing on disk.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+
+    Example:
+        >>> load_digits("test").shape
+        torch.Size([360, 3, 28, 28])
+    """
+    if split not in SIZES:
+        raise ArgumentError(f"split: expected one of {', '.join(SIZES)}, got {split!r}")
+    try:
+        from sklearn import datasets
+        from sklearn.model_selection import train_test_split
+    except ImportError:
+        raise DataError("digits: needs scikit-learn; pip install 'cflow-torch[train]'") from None
+    bunch = datasets.load_digits()
+    rest, test, labels, _ = train_test_split(
+        range(len(bunch.images)), bunch.target, test_size=SIZES["test"], stratify=bunch.target, random_state=0
+    )
+    train, val = train_test_split(rest, test_size=SIZES["val"], stratify=labels, random_state=0)
+    chosen = sorted({"train": train, "val": val, "test": test}[split])
+    grey = torch.from_numpy(bunch.images[chosen]).float()[:, None] * (255 / 16)
+    grey = interpolate(grey, size=(20, 20), mode="bilinear", align_corners=False)
+    return red(pad(grey, (4, 4, 4, 4)).round().to(torch.uint8))
+
+
+def red(grey: Tensor) -> Tensor:
+    """Grey images (N, 1, H, W) in the red channel of RGB ones (N, 3, H, W)."""
+    return torch.cat([grey, torch.zeros_like(grey), torch.zeros_like(grey)], 1)

@@ -1,0 +1,48 @@
+"""MNIST through torchvision."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, DataError
+from .digits import red
+
+Split = Literal["train", "val", "test"]
+VAL = 5000
+
+
+def load_mnist(split: Split, root: str | os.PathLike[str] = "data") -> Tensor:
+    """Images (N, 3, 28, 28), uint8, with the digit in the red channel.
+
+    The last 5,000 of the 60,000 training images are the validation set.
+
+    Arguments:
+        split: "train" (55,000), "val" (5,000) or "test" (10,000).
+        root: folder with torchvision's layout, root/MNIST/raw/…; downloaded there where it is absent.
+
+    Raises:
+        DataError: the files are absent and cannot be downloaded, or are damaged, or torchvision is not installed.
+    """
+    if split not in ("train", "val", "test"):
+        raise ArgumentError(f"split: expected train, val or test, got {split!r}")
+    try:
+        from torchvision.datasets import MNIST
+    except ImportError:
+        raise DataError("mnist: needs torchvision; pip install 'cflow-torch[train]'") from None
+    present = any((Path(root) / "MNIST" / "raw").glob("*-ubyte"))
+    try:
+        images = MNIST(str(root), train=split != "test", download=not present).data
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        what = "the files there cannot be read" if present else "it is not there and could not be downloaded"
+        raise DataError(
+            f"data.root={str(root)!r}: no MNIST, {what} ({reason}); give a folder that holds MNIST/raw/*-ubyte"
+        ) from None
+    if split != "test":
+        images = images[-VAL:] if split == "val" else images[:-VAL]
+    return red(torch.as_tensor(images)[:, None])

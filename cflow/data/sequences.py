@@ -1,0 +1,112 @@
+"""Transformation sequences: frames x_t = transformation(x_0, t), made on the images' own device.
+
+A set of transformations is a dict name → function (x0 (B, C, H, W), t (B,)) → x_t (B, C, H, W), with t in frames.
+Flow k of a model stands for the k-th entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from ..errors import ArgumentError
+
+Transformation = Callable[[Tensor, Tensor], Tensor]
+
+
+def scaling(x0: Tensor, t: Tensor) -> Tensor:
+    """Magnify images (B, C, H, W) about their centre by 1 + 0.1 t.
+
+    Example:
+        >>> scaling(torch.ones(1, 1, 4, 4), torch.tensor([0.0])).sum().item()
+        16.0
+    """
+    zoom = 1 / (1 + 0.1 * t)
+    zero = torch.zeros_like(zoom)
+    return _warp(x0, torch.stack([zoom, zero, zero, zero, zoom, zero], -1))
+
+
+def rotation(x0: Tensor, t: Tensor) -> Tensor:
+    """Rotate images (B, C, H, W) counter-clockwise about their centre by 10 t degrees."""
+    _, _, height, width = x0.shape
+    angle = t * (10 * math.pi / 180)
+    cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    return _warp(x0, torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], -1))
+
+
+def hue(x0: Tensor, t: Tensor) -> Tensor:
+    """Turn the hue of RGB images (B, 3, H, W) in [0, 1] by 20 t degrees, at the same saturation and value (HSV).
+
+    Raises:
+        ArgumentError: not three channels.
+
+    Example:
+        >>> red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+        >>> hue(red, torch.tensor([6.0])).flatten().tolist()  # 120 degrees: green
+        [0.0, 1.0, 0.0]
+    """
+    if x0.shape[1] != 3:
+        raise ArgumentError(f"x0: hue needs RGB images (B, 3, H, W), got {tuple(x0.shape)}")
+    red, green, blue = x0.unbind(1)
+    value, chroma = x0.amax(1), x0.amax(1) - x0.amin(1)
+    safe = torch.where(chroma > 0, chroma, 1)
+    sextant = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    )
+    sextant = sextant + t[:, None, None] / 3
+    # each channel is value − chroma · clamp(min(n, 4 − n), 0, 1), with n = (offset + hue/60°) mod 6
+    n = (torch.tensor([5.0, 3.0, 1.0]).to(x0).view(3, 1, 1) + sextant[:, None]) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(n, 4 - n).clamp(0, 1)
+
+
+PAPER: dict[str, Transformation] = {"scaling": scaling, "rotation": rotation, "hue": hue}
+"""The transformations of the paper's MNIST experiments."""
+
+
+def make_sequence(
+    x0: Tensor, k: Tensor, t: Tensor, transformations: Mapping[str, Transformation] | None = None
+) -> Tensor:
+    """Sequences (B, T+1, C, H, W), each sample under its own transformation.
+
+    Arguments:
+        x0: images (B, C, H, W), floating point.
+        k: index of each sample's transformation, (B,) integers, or an int for all.
+        t: times of the frames, (T+1,), or (T+1, B) for times of each sample's own.
+        transformations: name → function; the paper's by default.
+
+    Raises:
+        ArgumentError: an index without a transformation, or shapes that do not go together.
+
+    Example:
+        >>> make_sequence(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]), torch.arange(9.0)).shape
+        torch.Size([2, 9, 3, 8, 8])
+    """
+    functions = list((PAPER if transformations is None else transformations).values())
+    batch = len(x0)
+    k = torch.as_tensor(k, device=x0.device).expand(batch)
+    if t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] != batch):
+        raise ArgumentError(f"t: expected (T+1,) or (T+1, B) with B = {batch}, got {tuple(t.shape)}")
+    if batch and not 0 <= int(k.min()) <= int(k.max()) < len(functions):
+        raise ArgumentError(f"k: expected indices 0 to {len(functions) - 1}, got {int(k.min())} to {int(k.max())}")
+    times = t.to(x0.device, x0.dtype)
+    times = (times[:, None].expand(-1, batch) if t.ndim == 1 else times).mT  # (B, T+1)
+    frames = times.shape[1]
+    out = x0.new_empty(batch, frames, *x0.shape[1:])
+    for i, function in enumerate(functions):
+        rows = (k == i).nonzero()[:, 0]
+        if len(rows):
+            made = function(x0[rows].repeat_interleave(frames, 0), times[rows].flatten())
+            out[rows] = made.view(len(rows), frames, *x0.shape[1:])
+    return out
+
+
+def _warp(x: Tensor, theta: Tensor) -> Tensor:
+    """Sample images at affinely mapped positions: bilinear, zeros outside. theta (B, 6)."""
+    grid = affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False)
+    return grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

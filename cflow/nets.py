@@ -1,0 +1,262 @@
+"""Encoders and decoders that return distributions: the paper's convolutional ones, and light ones for CPUs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Distribution, Independent, Normal
+
+from .errors import ArgumentError
+from .flow import PotentialFlow
+from .pde import HamiltonJacobi
+from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential
+from .solvers import Solver
+from .vae import FlowVAE
+
+Likelihood = Literal["gaussian", "bernoulli"]
+ImageShape = tuple[int, int, int]  # channels, height, width
+
+
+class Encoder(nn.Module):
+    """A body that maps images to 2D numbers, read as the mean and log-variance of a normal over z (B, D)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Distribution:
+        """q(z|x) for x (B, C, H, W), with event shape (D,)."""
+        mean, log_variance = self.body(x).chunk(2, -1)
+        return Independent(Normal(mean, (0.5 * log_variance).exp(), validate_args=False), 1)
+
+
+class Decoder(nn.Module):
+    """A body that maps z to images, read as the parameter of a likelihood.
+
+    Arguments:
+        body: z (M, D) -> (M, C, H, W).
+        image_shape: (C, H, W).
+        likelihood: "gaussian": the pixels' mean, with one learned scale for all pixels. "bernoulli": logits; for grey
+            targets in [0, 1] the log-probability is then minus a cross-entropy, not a density.
+    """
+
+    def __init__(self, body: nn.Module, image_shape: ImageShape, likelihood: Likelihood = "gaussian") -> None:
+        super().__init__()
+        if likelihood not in ("gaussian", "bernoulli"):
+            raise ArgumentError(f"likelihood: expected 'gaussian' or 'bernoulli', got {likelihood!r}")
+        self.body, self.image_shape, self.likelihood = body, tuple(image_shape), likelihood
+        self.log_scale = nn.Parameter(torch.tensor(math.log(0.3))) if likelihood == "gaussian" else None
+
+    def forward(self, z: Tensor) -> Distribution:
+        """p(x|z) for z (…, D), with event shape (C, H, W)."""
+        out = self.body(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.image_shape)
+        if self.log_scale is None:
+            return Independent(Bernoulli(logits=out, validate_args=False), 3, validate_args=False)
+        scale = self.log_scale.exp().expand(out.shape)
+        return Independent(Normal(out, scale, validate_args=False), 3, validate_args=False)
+
+
+class MLPEncoder(Encoder):
+    """Three linear layers: pixels → width → width/2 → 2D.
+
+    Example:
+        >>> MLPEncoder((3, 28, 28), latent_dim=16)(torch.zeros(2, 3, 28, 28)).mean.shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, image_shape: ImageShape, latent_dim: int, width: int = 512) -> None:
+        super().__init__(nn.Sequential(nn.Flatten(), *_mlp(math.prod(image_shape), width, width // 2, 2 * latent_dim)))
+
+
+class MLPDecoder(Decoder):
+    """Three linear layers: D → width/2 → width → pixels."""
+
+    def __init__(
+        self, image_shape: ImageShape, latent_dim: int, width: int = 512, likelihood: Likelihood = "gaussian"
+    ) -> None:
+        body = nn.Sequential(
+            *_mlp(latent_dim, width // 2, width, math.prod(image_shape)), nn.Unflatten(1, tuple(image_shape))
+        )
+        super().__init__(body, image_shape, likelihood)
+
+
+class ConvDecoder(Decoder):
+    """A linear layer to H/4 × W/4, then two 3×3 convolutions, each followed by a pixel shuffle.
+
+    Sub-pixel convolutions do their work at the low resolution, which a CPU likes.
+
+    References:
+        Shi et al.: Real-time single image and video super-resolution, 2016, arXiv:1609.05158.
+    """
+
+    def __init__(
+        self, image_shape: ImageShape, latent_dim: int, width: int = 512, likelihood: Likelihood = "gaussian"
+    ) -> None:
+        channels, height, w = _divisible_by_4(image_shape)
+        deep, shallow = max(width // 12, 8), max(width // 24, 4)
+        body = nn.Sequential(
+            *_mlp(latent_dim, width // 2, deep * height * w // 16),
+            nn.SiLU(),
+            nn.Unflatten(1, (deep, height // 4, w // 4)),
+            nn.Conv2d(deep, 4 * shallow, 3, padding=1),
+            nn.SiLU(),
+            nn.PixelShuffle(2),
+            nn.Conv2d(shallow, 4 * channels, 3, padding=1),
+            nn.PixelShuffle(2),
+        )
+        super().__init__(body, image_shape, likelihood)
+
+
+class PaperEncoder(Encoder):
+    """The convolutional encoder of the paper for small images: two strided 4×4, one over all that is left, two 1×1.
+
+    References:
+        Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, appendix.
+    """
+
+    def __init__(self, image_shape: ImageShape, latent_dim: int) -> None:
+        channels, height, w = _divisible_by_4(image_shape)
+        s, rest = latent_dim, (height // 4, w // 4)
+        super().__init__(
+            nn.Sequential(
+                *(nn.Conv2d(channels, s, 4, 2, 1), nn.ReLU()),
+                *(nn.Conv2d(s, 2 * s, 4, 2, 1), nn.ReLU()),
+                *(nn.Conv2d(2 * s, 3 * s, rest), nn.ReLU()),
+                *(nn.Conv2d(3 * s, 2 * s, 1), nn.ReLU()),
+                *(nn.Conv2d(2 * s, 2 * s, 1), nn.Flatten()),
+                nn.Linear(2 * s, 2 * s),
+            )
+        )
+
+
+class PaperDecoder(Decoder):
+    """The paper's decoder, the mirror image of `PaperEncoder`."""
+
+    def __init__(self, image_shape: ImageShape, latent_dim: int, likelihood: Likelihood = "bernoulli") -> None:
+        channels, height, w = _divisible_by_4(image_shape)
+        s, rest = latent_dim, (height // 4, w // 4)
+        body = nn.Sequential(
+            *(nn.Linear(s, 2 * s), nn.Unflatten(1, (2 * s, 1, 1)), nn.ReLU()),
+            *(nn.ConvTranspose2d(2 * s, 2 * s, 1), nn.ReLU()),
+            *(nn.ConvTranspose2d(2 * s, 3 * s, 1), nn.ReLU()),
+            *(nn.ConvTranspose2d(3 * s, 2 * s, rest), nn.ReLU()),
+            *(nn.ConvTranspose2d(2 * s, s, 4, 2, 1), nn.ReLU()),
+            nn.ConvTranspose2d(s, channels, 4, 2, 1),
+        )
+        super().__init__(body, image_shape, likelihood)
+
+
+POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
+NETWORKS = ("mlp", "conv", "paper")
+
+
+def build_potential(name: str, dim: int, num_flows: int, *, hidden: int = 128) -> Potential:
+    """A potential by name: "mlp", "ridge", "quadratic", or a sum of them such as "quadratic+ridge".
+
+    Raises:
+        ArgumentError: an unknown name.
+
+    Example:
+        >>> build_potential("quadratic+ridge", dim=4, num_flows=3).num_flows
+        3
+    """
+    makers: dict[str, Callable[[], Potential]] = {
+        "mlp": lambda: MLPPotential(dim, num_flows),
+        "ridge": lambda: RidgePotential(dim, num_flows, hidden=hidden),
+        "quadratic": lambda: QuadraticPotential(
+            0.1 / math.sqrt(dim) * torch.randn(num_flows, dim, dim), torch.zeros(num_flows, dim)
+        ),
+    }
+    terms = name.split("+")
+    if not all(term in makers for term in terms):
+        raise ArgumentError(f"potential: expected {', '.join(makers)} or a sum such as 'quadratic+ridge', got {name!r}")
+    potential: Potential = makers[terms[0]]()
+    for term in terms[1:]:
+        potential = potential + makers[term]()
+    return potential
+
+
+def build_vae(
+    *,
+    network: str = "mlp",
+    image_shape: ImageShape | list[int] = (3, 28, 28),
+    latent_dim: int = 32,
+    width: int = 512,
+    num_flows: int = 3,
+    potential: str = "ridge",
+    potential_hidden: int = 128,
+    likelihood: Likelihood = "gaussian",
+    solver: str = "rk4",
+    step_size: float | None = 1.0,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    gradient: Any = "auto",
+    divergence: Any = "exact",
+    kl_weight: float = 1.0,
+    path_kl_weight: float = 0.0,
+    pde_weight: float = 0.0,
+) -> FlowVAE:
+    """A `FlowVAE` from plain values, as checkpoints store them.
+
+    Arguments:
+        network: "mlp", "conv" (MLP encoder, pixel-shuffle decoder) or "paper" (strided convolutions).
+        image_shape: (C, H, W); for "conv" and "paper" H and W are divisible by 4.
+        latent_dim: D.
+        width: units of the hidden layers of "mlp" and "conv".
+        num_flows: K.
+        potential, potential_hidden: see `build_potential`.
+        likelihood: see `Decoder`.
+        solver, step_size, rtol, atol, gradient: see `Solver`; step_size is None for adaptive methods.
+        divergence: see `PotentialFlow`.
+        kl_weight, path_kl_weight, pde_weight: see `FlowVAE`.
+
+    Raises:
+        ArgumentError: a value that does not go with the others.
+
+    Example:
+        >>> vae = build_vae(network="mlp", latent_dim=8, width=32)
+        >>> vae.sample(2, 0, t=[0, 1]).shape
+        torch.Size([2, 2, 3, 28, 28])
+    """
+    shape = cast(ImageShape, tuple(int(n) for n in image_shape))
+    encoder: Encoder
+    decoder: Decoder
+    if network == "mlp":
+        encoder, decoder = MLPEncoder(shape, latent_dim, width), MLPDecoder(shape, latent_dim, width, likelihood)
+    elif network == "conv":
+        encoder, decoder = MLPEncoder(shape, latent_dim, width), ConvDecoder(shape, latent_dim, width, likelihood)
+    elif network == "paper":
+        encoder, decoder = PaperEncoder(shape, latent_dim), PaperDecoder(shape, latent_dim, likelihood)
+    else:
+        raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+    u = build_potential(potential, latent_dim, num_flows, hidden=potential_hidden)
+    settings = Solver(solver, step_size=step_size, rtol=rtol, atol=atol, gradient=gradient)
+    pde = HamiltonJacobi(u, MLPPotential(latent_dim, num_flows)) if pde_weight else None
+    return FlowVAE(
+        encoder,
+        decoder,
+        PotentialFlow(u, solver=settings, divergence=divergence),
+        pde=pde,
+        kl_weight=kl_weight,
+        path_kl_weight=path_kl_weight,
+        pde_weight=pde_weight,
+    )
+
+
+def _mlp(*sizes: int) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
+        layers += [nn.SiLU()] if i else []
+        layers.append(nn.Linear(fan_in, fan_out))
+    return layers
+
+
+def _divisible_by_4(image_shape: ImageShape) -> ImageShape:
+    if len(image_shape) != 3 or image_shape[1] % 4 or image_shape[2] % 4:
+        raise ArgumentError(f"image_shape: expected (C, H, W) with H and W divisible by 4, got {tuple(image_shape)}")
+    return image_shape
