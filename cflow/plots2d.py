@@ -73,7 +73,9 @@ def potential_surface(
         return _finish(ax, extent)
     surface: Any = ax
     alpha = 0.75 if paths is not None else 1.0
-    surface.plot_surface(_array(x), _array(y), _array(u), cmap=COLOUR_MAP, alpha=alpha, linewidth=0, rcount=num)
+    surface.plot_surface(
+        _array(x), _array(y), _array(u), cmap=COLOUR_MAP, alpha=alpha, lw=0, antialiased=False, rcount=num, ccount=num
+    )
     if paths is not None:
         states = _states(paths)
         lift = 0.01 * float(u.max() - u.min())
@@ -127,6 +129,7 @@ def velocity_field(
         cmap=COLOUR_MAP,
         angles="xy",
         pivot="mid",
+        width=0.005,
     )
     _colour_bar(ax, arrows, "speed")
     return _finish(ax, extent)
