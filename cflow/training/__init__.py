@@ -1,0 +1,1 @@
+"""Training: a LightningModule, a DataModule, the command ``cflow`` and its presets (extra ``train``)."""

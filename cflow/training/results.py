@@ -1,0 +1,123 @@
+"""What a run leaves behind for people: metrics.json, the table in the terminal, and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import ArgumentError
+from ..plots import traversal_gif, traversal_grid
+from . import runs
+
+if TYPE_CHECKING:
+    from .datamodule import SequenceDataModule
+    from .module import FlowVAEModule
+
+ERROR = "equivariance_error"
+BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
+
+
+def output_folder(out_dir: str | None, checkpoint: Path) -> Path:
+    """Return the folder for results: the one asked for, or that of the checkpoint's run; make it if need be.
+
+    Raises:
+        ArgumentError: it cannot be made.
+    """
+    folder = Path(out_dir) if out_dir else runs.run_folder(checkpoint)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--out_dir={out_dir!r}: cannot make this folder ({error.strerror}).") from None
+    return folder
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> Path:
+    """Write metrics.json, flat keys to floats, and return its path."""
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def table(metrics: Mapping[str, float]) -> str:
+    """Return the metrics as a table: one row a transformation, the trivial baselines beside the model.
+
+    Example:
+        >>> print(table({"equivariance_error/mean": 80.0, "copy_input/mean": 400.0, "samples": 10.0}))
+        equivariance error    model  input copied  best trivial / model
+        mean                   80.0         400.0                  5.00
+        <BLANKLINE>
+        samples 10
+    """
+    names = [key.removeprefix(f"{ERROR}/") for key in metrics if key.startswith(f"{ERROR}/")]
+    baselines = {k: v for k, v in BASELINES.items() if any(key.startswith(f"{k}/") for key in metrics)}
+    rows = [["equivariance error", "model", *baselines.values(), "best trivial / model"]]
+    for name in names:
+        error = metrics[f"{ERROR}/{name}"]
+        others = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
+        ratio = min(others, default=math.nan) / error if error else math.inf
+        rows.append([name.replace("_", " "), f"{error:.1f}", *(f"{o:.1f}" for o in others), f"{ratio:.2f}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    rest = [
+        f"{label} {metrics[key]:{form}}"
+        for key, label, form in (
+            ("reconstruction_l1", "reconstruction L1", ".1f"),
+            ("elbo", "ELBO", ".1f"),
+            ("log_likelihood", "log-likelihood", ".1f"),
+            ("samples", "samples", ".0f"),
+            ("seconds", "training seconds", ".0f"),
+        )
+        if key in metrics
+    ]
+    return "\n".join([*lines, "", " · ".join(rest)])
+
+
+@torch.no_grad()
+def draw(
+    model: FlowVAEModule, data: SequenceDataModule, folder: Path, device: torch.device, num_samples: int = 4
+) -> list[Path]:
+    """Write traversals.png and traversals.gif of held-out images and return their paths."""
+    names = list(data.transformations)
+    wanted = num_samples * len(names)
+    images = data.examples(wanted, device)
+    count = len(images) // len(names)
+    if count == 0:
+        raise ArgumentError(f"data: {len(images)} held-out images are too few for {len(names)} transformations.")
+    x0 = images[: count * len(names)]
+    # Other images in every row: the grid then shows one image a transformation, all different.
+    k = torch.arange(len(names), device=device).repeat_interleave(count)
+    t = data.times.to(device)
+    true = data.sequences(x0, k, t)
+    model = model.to(device).eval()  # type: ignore[assignment]
+    generated = model.vae.traverse(data.to_float(x0), k, t).transpose(0, 1)
+    shape = (len(names), count, *true.shape[1:])
+    real, made = true.reshape(shape), generated.reshape(shape)
+    figure = traversal_grid(real[:, 0], made[:, 0], names, times=data.times.tolist())
+    picture = folder / "traversals.png"
+    figure.savefig(picture, dpi=150)
+    return [picture, traversal_gif(folder / "traversals.gif", real, made, names)]
+
+
+def say_where(paths: Iterable[Path]) -> None:
+    """Print where files are, one folder a line with its files."""
+    folders: dict[Path, list[str]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path.name)
+    for folder, names in folders.items():
+        print(f"{short(folder)}/: {', '.join(names)}")
+
+
+def short(path: Path) -> str:
+    """Return a path relative to the current folder where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

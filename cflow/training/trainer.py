@@ -1,0 +1,120 @@
+"""Lightning's trainer with the commands of cflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+
+from ..errors import ArgumentError
+from . import results, runs
+from .callbacks import LastCheckpoint
+from .datamodule import SequenceDataModule
+from .module import FlowVAEModule
+
+
+class FlowTrainer(Trainer):
+    """`pytorch_lightning.Trainer` whose methods are the commands `fit`, `test` and `traverse`."""
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: Any = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train a flow-factorised VAE, then test the best checkpoint.
+
+        Args:
+            ckpt_path: go on from a checkpoint: a file, the folder of a run, or `last` for the newest run.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, once the last checkpoint is written (Lightning would exit with code 1).
+        """
+        try:
+            with fitting_weights():
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        except SystemExit as ending:
+            if isinstance(ending.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt(self._where_to_go_on()) from None
+            raise
+
+    def _where_to_go_on(self) -> str:
+        paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
+        return f"go on with: cflow fit --ckpt_path {results.short(paths[0])}" if paths and paths[0].is_file() else ""
+
+    def test(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        ckpt_path: Any = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
+        weights_only: bool | None = None,
+        out_dir: str | None = None,
+    ) -> Any:
+        """Measure a checkpoint on held-out images and draw it: metrics.json, traversals.png, traversals.gif.
+
+        Args:
+            ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
+            out_dir: folder for the results; the run's own by default.
+        """
+        with fitting_weights():
+            metrics = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
+        if self.is_global_zero and isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule):
+            folder = results.output_folder(out_dir, Path(ckpt_path))
+            numbers = model.sort_metrics(metrics[0])
+            paths = [results.write_metrics(folder, numbers)]
+            paths += results.draw(model, datamodule, folder, self.strategy.root_device)
+            print(results.table(numbers))
+            results.say_where(paths)
+        return metrics
+
+    def traverse(
+        self,
+        model: FlowVAEModule,
+        datamodule: SequenceDataModule,
+        ckpt_path: str,
+        num_samples: int = 4,
+        out_dir: str | None = None,
+    ) -> None:
+        """Draw what the flows make of held-out images: traversals.png and traversals.gif.
+
+        Args:
+            ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
+            num_samples: examples side by side in the animation, at least 1.
+            out_dir: folder for the pictures; the run's own by default.
+        """
+        if num_samples < 1:
+            raise ArgumentError(f"--num_samples={num_samples} must be at least 1.")
+        path = Path(ckpt_path)
+        with fitting_weights():
+            model.load_state_dict(runs.read_checkpoint(path)["state_dict"])
+        datamodule.prepare_data()
+        datamodule.setup("test")
+        folder = results.output_folder(out_dir, path)
+        results.say_where(results.draw(model, datamodule, folder, self.strategy.root_device, num_samples))
+
+
+@contextmanager
+def fitting_weights() -> Iterator[None]:
+    """Turn PyTorch's report of weights that do not fit into one clear line.
+
+    Raises:
+        ArgumentError: names the first weight that does not fit.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        detail = str(error).splitlines()[1].strip()
+        raise ArgumentError(
+            f"--ckpt_path: its weights do not fit the model as configured ({detail}); "
+            "leave out the --model options that differ."
+        ) from None
