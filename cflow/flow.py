@@ -238,7 +238,7 @@ class PotentialFlow(nn.Module):
             raise ArgumentError(f"{name}: expected shape (B, D) with D = {dim}, got {tuple(z.shape)}")
         z = _to_potential(z, self.net, name)
         if context is not None:
-            if not potentials.takes_context(self.net):
+            if not potentials.is_users(self.net):
                 raise ArgumentError(f"context: {type(self.net).__name__} takes none; write a module net(z, t, context)")
             if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
                 got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
@@ -309,7 +309,7 @@ class _Problem:
                 max_abs_z=float(z0.detach().abs().amax()),
                 nfe=0,
             )
-        if isinstance(self.net, potentials.Potential) and not isinstance(self.net, potentials.SumPotential):
+        if not potentials.is_users(self.net):
             return
         selection = Selection(self.selection.weights, boundaries, self.selection.clock)
         for segment in self.plan.segments(times, selection, len(z0)):

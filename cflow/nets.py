@@ -155,7 +155,9 @@ POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
 NETWORKS = ("mlp", "conv", "paper")
 
 
-def build_potential(name: str, dim: int, num_flows: int, *, hidden: int = 128) -> Potential:
+def build_potential(
+    name: str, dim: int, num_flows: int, *, hidden: int = 128, time_dependent: bool = True
+) -> Potential:
     """A potential by name: "mlp", "ridge", "quadratic", or a sum of them such as "quadratic+ridge".
 
     Raises:
@@ -166,8 +168,8 @@ def build_potential(name: str, dim: int, num_flows: int, *, hidden: int = 128) -
         3
     """
     makers: dict[str, Callable[[], Potential]] = {
-        "mlp": lambda: MLPPotential(dim, num_flows),
-        "ridge": lambda: RidgePotential(dim, num_flows, hidden=hidden),
+        "mlp": lambda: MLPPotential(dim, num_flows, time_dependent=time_dependent),
+        "ridge": lambda: RidgePotential(dim, num_flows, hidden=hidden, time_dependent=time_dependent),
         "quadratic": lambda: QuadraticPotential(
             0.1 / math.sqrt(dim) * torch.randn(num_flows, dim, dim), torch.zeros(num_flows, dim)
         ),
@@ -190,6 +192,7 @@ def build_vae(
     num_flows: int = 3,
     potential: str = "ridge",
     potential_hidden: int = 128,
+    time_dependent: bool = True,
     likelihood: Likelihood = "gaussian",
     solver: str = "rk4",
     step_size: float | None = 1.0,
@@ -209,7 +212,7 @@ def build_vae(
         latent_dim: D.
         width: units of the hidden layers of "mlp" and "conv".
         num_flows: K.
-        potential, potential_hidden: see `build_potential`.
+        potential, potential_hidden, time_dependent: see `build_potential`.
         likelihood: see `Decoder`.
         solver, step_size, rtol, atol, gradient: see `Solver`; step_size is None for adaptive methods.
         divergence: see `PotentialFlow`.
@@ -234,7 +237,7 @@ def build_vae(
         encoder, decoder = PaperEncoder(shape, latent_dim), PaperDecoder(shape, latent_dim, likelihood)
     else:
         raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
-    u = build_potential(potential, latent_dim, num_flows, hidden=potential_hidden)
+    u = build_potential(potential, latent_dim, num_flows, hidden=potential_hidden, time_dependent=time_dependent)
     settings = Solver(solver, step_size=step_size, rtol=rtol, atol=atol, gradient=gradient)
     pde = HamiltonJacobi(u, MLPPotential(latent_dim, num_flows)) if pde_weight else None
     return FlowVAE(

@@ -44,7 +44,7 @@ class HamiltonJacobi(nn.Module):
         self.potential = potential
         self.force = force
         self.initial_weight = initial_weight
-        self._depends_on_time = isinstance(potential, potentials.Potential)
+        self._depends_on_time = not potentials.is_users(potential)
 
     def residual(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """∂_t u + ½‖∇u‖² − f per sample, (B,), at z (B, D) and a time t, a number or (B,).

@@ -21,7 +21,7 @@ Derivatives = tuple[Tensor, Tensor | None]  # ∇_z Σ w_k u_k (B, D); its Lapla
 class Potential(nn.Module):
     """Base of the potentials that know their own derivatives.
 
-    Subclasses define `forward` and `gradient`. Potentials add up: `p + q` is a `SumPotential`.
+    Subclasses define `forward`, and `gradient` where they have a closed form (else autograd does it). Potentials add up: `p + q` is a `SumPotential`.
 
     Attributes:
         dim: latent dimensions D.
@@ -32,7 +32,6 @@ class Potential(nn.Module):
     dim: int
     num_flows: int
     time_dependent: bool = True
-    takes_context: bool = False
 
     def __init__(self, dim: int, num_flows: int, time_dependent: bool = True) -> None:
         super().__init__()
@@ -52,7 +51,7 @@ class Potential(nn.Module):
         Returns:
             the gradient (B, D) and the Laplacian (B,), or None where it was not asked for.
         """
-        raise NotImplementedError  # pragma: no cover - every subclass has its closed form
+        return _autograd_gradient(self, z, w, t, None, laplacian)
 
     def __add__(self, other: nn.Module) -> SumPotential:
         return SumPotential(self, other)
@@ -307,7 +306,6 @@ class SumPotential(Potential):
             raise ArgumentError(f"terms: expected one (dim, num_flows) for all terms, got {sizes}")
         super().__init__(*sizes[0], any(getattr(term, "time_dependent", True) for term in flat))
         self.terms: nn.ModuleList = nn.ModuleList(flat)
-        self.takes_context = any(takes_context(term) for term in flat)
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Return Σ of the terms' u_k(z, t), shape (B, K)."""
@@ -325,9 +323,9 @@ class SumPotential(Potential):
 # --- any module as a potential --------------------------------------------------------------------------
 
 
-def takes_context(net: nn.Module) -> bool:
-    """Whether a context may be handed to this potential: to users' modules, not to cflow's own."""
-    return net.takes_context if isinstance(net, Potential) else True
+def is_users(net: nn.Module) -> bool:
+    """Whether a potential is, or holds, a user's module: one that may take a context and wants checking."""
+    return any(map(is_users, net.terms)) if isinstance(net, SumPotential) else not isinstance(net, Potential)
 
 
 def value(net: nn.Module, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
@@ -357,6 +355,12 @@ def gradient(
         return net.gradient(z, w, t, laplacian=laplacian, context=context)
     if isinstance(net, Potential):
         return net.gradient(z, w, t, laplacian=laplacian)
+    return _autograd_gradient(net, z, w, t, context, laplacian)
+
+
+def _autograd_gradient(
+    net: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None, laplacian: bool
+) -> Derivatives:
     grad = torch.func.grad(lambda z: (value(net, z, t, context) * w).sum())
     if not laplacian:
         return cast(Tensor, grad(z)), None

@@ -215,8 +215,9 @@ class FlowVAE(nn.Module):
         """Σ_{t≥1} log q_t(z_t) − log p_t(z_t), (B,): one sample of its expectation."""
         t = path.t if path.t.ndim == 2 else path.t[:, None]
         log_q = _sum_rest(posterior.log_prob(path.z[0]), 1) + cast(Tensor, path.log_density_change)
-        log_p = cast(DiffusionPrior, self.prior)(k, t, t0=t[0]).log_prob(path.z)
-        return (log_q - log_p)[1:].sum(0)
+        p: Distribution = cast(DiffusionPrior, self.prior)(k, t, t0=t[0])
+        log_ratio: Tensor = log_q - p.log_prob(path.z)
+        return log_ratio[1:].sum(0)
 
     def _infer_flow(self, x: Tensor, k: Selecting) -> tuple[Selecting, Tensor | None]:
         """One-hot weights drawn from q(k|x) where k is latent, and KL(q(k|x) ‖ uniform)."""
@@ -251,6 +252,6 @@ def _kl_to_standard_normal(q: Distribution, z: Tensor) -> Tensor:
     if len(q.event_shape):
         p = Independent(p, 1)
     try:
-        return _sum_rest(cast(Tensor, kl_divergence(q, p)), 1)
+        return _sum_rest(kl_divergence(q, p), 1)
     except NotImplementedError:
         return _sum_rest(q.log_prob(z), 1) - _sum_rest(p.log_prob(z), 1)
