@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from . import potentials
+from . import base
 from .errors import ArgumentError, ArgumentTypeError
 from .segments import Segment
 
@@ -39,9 +39,9 @@ def velocity_and_divergence(
     The Jacobian of v is the Hessian of u, which is symmetric: one vector-Jacobian product gives (∂v/∂z)ε.
     """
     if probe is None:
-        v, laplacian = potentials.gradient(net, z, w, t, context, laplacian=True)
+        v, laplacian = base.gradient(net, z, w, t, context, laplacian=True)
         return v, cast(Tensor, laplacian)
-    v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(lambda z: potentials.gradient(net, z, w, t, context)[0], z))
+    v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(lambda z: base.gradient(net, z, w, t, context)[0], z))
     return v, (vjp(probe)[0] * probe).sum(-1)
 
 
@@ -71,7 +71,7 @@ class Field(nn.Module):
         if asked.log_density:
             v, divergence = velocity_and_divergence(self.net, z, w, t, context, asked.probe)
         else:
-            v = potentials.gradient(self.net, z, w, t, context)[0]
+            v = base.gradient(self.net, z, w, t, context)[0]
         out = [v * rate[..., None]]
         if asked.log_density:  # d log q/dt = −∇·v
             out.append(-divergence * rate)
@@ -113,7 +113,7 @@ def _weighted(
 ) -> tuple[Tensor, Tensor]:
     """Σ_k w_k u_k (B,) and its gradient (B, D), zero where there is no graph from u to z."""
     z.requires_grad_()
-    u = (potentials.value(net, z, t, context) * w).sum(-1)
+    u = (base.value(net, z, t, context) * w).sum(-1)
     if record:
         _check_captured(net, u, [z] if context is None else [z, context])
     grad = torch.autograd.grad(u.sum(), z, allow_unused=True)[0] if u.requires_grad else None

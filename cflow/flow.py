@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from . import potentials
-from .errors import ArgumentError, ArgumentTypeError, IntegrationError
-from .fields import (
-    Divergence,
-    Field,
-    Quantities,
-    check_module,
-    check_potential,
-    rademacher_like,
-    velocity_and_divergence,
-)
+from . import base
+from .errors import ArgumentError, ArgumentTypeError
+from .fields import Divergence, Quantities, check_module, rademacher_like, velocity_and_divergence
+from .problem import Problem
 from .segments import Plan
-from .selection import Selecting, Selection, parse_selection
-from .solvers import Integrator, Solver, State, as_solver
+from .selection import Selecting, parse_selection
+from .solvers import Solver, as_solver
 from .times import Times, parse_instant, parse_times
 
 if TYPE_CHECKING:
@@ -84,7 +76,8 @@ class PotentialFlow(nn.Module):
         IntegrationError: a solve that blows up, stalls or needs too many steps.
 
     Example:
-        >>> flow = PotentialFlow(potentials.MLPPotential(dim=8, num_flows=3), solver="dopri5")
+        >>> from cflow import MLPPotential
+        >>> flow = PotentialFlow(MLPPotential(dim=8, num_flows=3), solver="dopri5")
         >>> z0 = torch.randn(5, 8)
         >>> z1 = flow(z0, 2, t=(0.0, 8.0))
         >>> bool((flow.inverse(z1, 2, t=(0.0, 8.0)) - z0).abs().max() < 1e-3)
@@ -171,7 +164,7 @@ class PotentialFlow(nn.Module):
             if batch == 0:
                 return _empty_path(z0, times, log_density, kinetic_energy)
             probe = rademacher_like(z0) if log_density and self.divergence_estimator == "hutchinson" else None
-            problem = _Problem(
+            problem = Problem(
                 self.net,
                 self.solver,
                 Quantities(log_density, kinetic_energy, probe),
@@ -202,7 +195,7 @@ class PotentialFlow(nn.Module):
         """v (B, D) = ∇_z Σ_k w_k u_k(z, t) at z (B, D) and a time t, a number or (B,)."""
         with _plain_mode(z):
             z, w, t, context = self._point(z, k, t, context)
-            return potentials.gradient(self.net, z, w, t, context)[0]
+            return base.gradient(self.net, z, w, t, context)[0]
 
     def divergence(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """∇·v (B,) at z (B, D) and a time t, a number or (B,); an estimate under divergence="hutchinson"."""
@@ -215,7 +208,7 @@ class PotentialFlow(nn.Module):
         """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
         with _plain_mode(z):
             z, context = self._state(z, context, "z")
-            u = potentials.value(self.net, z, parse_instant(t, batch=len(z), like=z), context)
+            u = base.value(self.net, z, parse_instant(t, batch=len(z), like=z), context)
             self._num_flows = u.shape[1]
             return u
 
@@ -238,7 +231,7 @@ class PotentialFlow(nn.Module):
             raise ArgumentError(f"{name}: expected shape (B, D) with D = {dim}, got {tuple(z.shape)}")
         z = _to_potential(z, self.net, name)
         if context is not None:
-            if not potentials.is_users(self.net):
+            if not base.is_users(self.net):
                 raise ArgumentError(f"context: {type(self.net).__name__} takes none; write a module net(z, t, context)")
             if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
                 got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
@@ -251,7 +244,7 @@ class PotentialFlow(nn.Module):
     def _learn_num_flows(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
         if self._num_flows is None:
             with torch.no_grad():
-                self._num_flows = potentials.value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
+                self._num_flows = base.value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
 
 
 def _plain_mode(z: object) -> contextlib.AbstractContextManager[Any]:
@@ -265,157 +258,6 @@ def _plain_mode(z: object) -> contextlib.AbstractContextManager[Any]:
     for mode in (torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad()):
         stack.enter_context(mode)
     return stack
-
-
-@dataclass
-class _Problem:
-    """One solve: everything but its differentiable inputs."""
-
-    net: nn.Module
-    solver: Solver
-    quantities: Quantities
-    plan: Plan
-    selection: Selection
-
-    def __post_init__(self) -> None:
-        self.integrator = Integrator(self.solver, self.plan.slack)
-        self.field = Field(self.net, self.quantities)
-        self.names, self.parameters = [], []
-        for name, p in self.field.named_parameters():
-            self.names.append(name)
-            self.parameters.append(p)
-
-    def solve(self, z0: Tensor, times: Tensor, context: Tensor | None) -> list[Tensor]:
-        """States (N, B, D) and integrals (N, B) at the requested times."""
-        boundaries = self.selection.boundaries
-        if boundaries is not None:
-            boundaries = boundaries.to(z0.device, z0.dtype)
-        inputs = (z0, times, self.selection.weights, boundaries, context, *self.parameters)
-        recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-        self._check(z0, times, boundaries, context, recorded)
-        if recorded and self.solver.gradient_mode == "adjoint":
-            return list(_Isolated.apply(self._run_adjoint, *inputs))
-        return self._run(self.field, False, z0, times, self.selection.weights, boundaries, context)
-
-    def _check(
-        self, z0: Tensor, times: Tensor, boundaries: Tensor | None, context: Tensor | None, recorded: bool
-    ) -> None:
-        """Refuse a start that is not finite, and a user's potential that would give no or a wrong gradient."""
-        if not bool(torch.isfinite(z0.detach()).all()):
-            first = times.detach().flatten()[0]
-            raise IntegrationError(
-                "z0: expected finite states, got NaN or infinity; look for what made them",
-                t=float(first),
-                max_abs_z=float(z0.detach().abs().amax()),
-                nfe=0,
-            )
-        if not potentials.is_users(self.net):
-            return
-        selection = Selection(self.selection.weights, boundaries, self.selection.clock)
-        for segment in self.plan.segments(times, selection, len(z0)):
-            check_potential(self.net, z0, segment, context, record=recorded)
-            if boundaries is None:
-                return
-
-    def _run_adjoint(
-        self,
-        z0: Tensor,
-        times: Tensor,
-        weights: Tensor,
-        boundaries: Tensor | None,
-        context: Tensor | None,
-        *parameters: Tensor,
-    ) -> list[Tensor]:
-        """The solve as a function of all its inputs, parameters included."""
-
-        def rhs(
-            s: Tensor, state: State, length: float, w: Tensor, start: Tensor, end: Tensor, c: Tensor | None, *p: Tensor
-        ) -> State:
-            return cast(
-                State,
-                functional_call(
-                    self.field, dict(zip(self.names, p, strict=True)), (s, state, length, w, start, end, c)
-                ),
-            )
-
-        return self._run(rhs, True, z0, times, weights, boundaries, context, *parameters)
-
-    def _run(
-        self,
-        rhs: Any,
-        adjoint: bool,
-        z0: Tensor,
-        times: Tensor,
-        weights: Tensor,
-        boundaries: Tensor | None,
-        context: Tensor | None,
-        *parameters: Tensor,
-    ) -> list[Tensor]:
-        batch = len(z0)
-        extra = self.quantities.log_density + self.quantities.kinetic_energy
-        state: State = (z0, *(z0.new_zeros(batch) for _ in range(extra)))
-        states, calls = [state], []
-        selection = Selection(weights, boundaries, self.selection.clock)
-        for segment in self.plan.segments(times, selection, batch):
-            inputs = (segment.weights, segment.start, segment.end, context, *parameters)
-            calls.append((state, segment, inputs))
-            if segment.length > 0:
-                state = self.integrator(rhs, state, segment, inputs, adjoint=adjoint)
-            elif segment.start.requires_grad or segment.end.requires_grad:  # the identity, with gradient v to the times
-                change = rhs(torch.zeros_like(times[0]).amax(), state, 1.0, *inputs)
-                state = tuple(a + b for a, b in zip(state, change, strict=True))
-            states.append(state)
-        outputs = [self._at_requested(torch.stack(parts), times) for parts in zip(*states, strict=True)]
-        if not all(bool(torch.isfinite(out.detach()).all()) for out in outputs):
-            bad = next(i for i, s in enumerate(states) if not all(bool(torch.isfinite(x).all()) for x in s))
-            raise self.integrator.locate_failure(rhs, *calls[bad - 1])
-        return outputs
-
-    def _at_requested(self, states: Tensor, times: Tensor) -> Tensor:
-        """Pick each row's states at its requested times out of those at all knots, (M, B, …) → (N, B, …)."""
-        position = self.plan.position
-        if len(states) == len(position):
-            return states
-        batch = states.shape[1]
-        rows = torch.arange(batch, device=states.device)
-        return states[position.expand(-1, batch), rows]
-
-
-class _Isolated(torch.autograd.Function):
-    """Runs a function on detached copies of its inputs, and differentiates it there.
-
-    torchdiffeq's adjoint counts a gradient twice where one of its parameters depends on another (a context made by
-    the potential's own layers, say): among detached copies none does. And the copies stay what they were at the
-    solve, also after a `functional_call` has put the original parameters back.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, run: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        with torch.enable_grad():
-            ctx.copies = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in inputs]
-            ctx.outputs = tuple(run(*ctx.copies))
-        ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
-        return tuple(out.detach() for out in ctx.outputs)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        wanted = [x for x in ctx.copies if x is not None and x.requires_grad]
-        pairs = [(out, g) for out, g in zip(ctx.outputs, grads, strict=True) if out.requires_grad]
-        device = ctx.outputs[0].device.type
-        with torch.autocast(device, enabled=False):
-            found = iter(
-                torch.autograd.grad(
-                    [out for out, _ in pairs],
-                    wanted,
-                    [g for _, g in pairs],
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
-        return (None, *(next(found) if x is not None and x.requires_grad else None for x in ctx.copies))
 
 
 def _batch(z: object, name: str = "z0") -> int:

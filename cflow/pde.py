@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from . import potentials
+from . import base
 from .errors import ArgumentError
 from .selection import Selecting, parse_selection
 from .times import Times, as_time_tensor, parse_instant
@@ -44,7 +44,7 @@ class HamiltonJacobi(nn.Module):
         self.potential = potential
         self.force = force
         self.initial_weight = initial_weight
-        self._depends_on_time = not potentials.is_users(potential)
+        self._depends_on_time = not base.is_users(potential)
 
     def residual(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """∂_t u + ½‖∇u‖² − f per sample, (B,), at z (B, D) and a time t, a number or (B,).
@@ -87,7 +87,7 @@ class HamiltonJacobi(nn.Module):
         num_flows = getattr(self.potential, "num_flows", None)
         if num_flows is None:
             with torch.no_grad():
-                num_flows = potentials.value(self.potential, z, t, context).shape[1]
+                num_flows = base.value(self.potential, z, t, context).shape[1]
         return parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(t, len(z))
 
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -95,15 +95,15 @@ class HamiltonJacobi(nn.Module):
         if not self._depends_on_time:
             self._check_time_dependence(z, t, context)
         grad_u, du_dt = torch.func.grad(
-            lambda z, t: (potentials.value(self.potential, z, t, context) * w).sum(), argnums=(0, 1)
+            lambda z, t: (base.value(self.potential, z, t, context) * w).sum(), argnums=(0, 1)
         )(z, t.expand(len(z)))
-        force = (potentials.value(self.force, z, t.expand(len(z)), context) * w).sum(-1)
+        force = (base.value(self.force, z, t.expand(len(z)), context) * w).sum(-1)
         return du_dt + 0.5 * grad_u.square().sum(-1) + force.square(), grad_u
 
     def _check_time_dependence(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             t = t.detach().clone().expand(len(z)).clone().requires_grad_()
-            u = potentials.value(self.potential, z.detach().clone(), t, context)
+            u = base.value(self.potential, z.detach().clone(), t, context)
             found = torch.autograd.grad(u.sum(), t, allow_unused=True)[0] if u.requires_grad else None
         if found is None:
             raise ArgumentError(_STATIC.format(type(self.potential).__name__))
@@ -111,6 +111,6 @@ class HamiltonJacobi(nn.Module):
 
 
 _STATIC = (
-    "potential: {} does not depend on t, and ½‖∇u‖² = f ≤ 0 then leaves only ∇u = 0; use a time-dependent potential, or "
-    "train without the Hamilton-Jacobi term"
+    "potential: {} does not depend on t, and ½‖∇u‖² = f ≤ 0 then leaves only ∇u = 0; use a time-dependent potential, "
+    "or train without the Hamilton-Jacobi term"
 )

@@ -1,9 +1,4 @@
-"""Scalar potentials u_k(z, t) whose gradients drive the flows, with closed-form derivatives.
-
-Every potential maps z (B, D) and t (scalar or (B,)) to u (B, K), one column a flow. `gradient` returns
-∇_z Σ_k w_k u_k and, on request, its divergence, the Laplacian Δ Σ_k w_k u_k (the *trace* of the Hessian).
-All K flows are evaluated in one stack.
-"""
+"""Networks u_k(z, t) whose gradients and Laplacians are known in closed form, all K flows in one stack."""
 
 from __future__ import annotations
 
@@ -13,51 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .errors import ArgumentError, ArgumentTypeError
+from .base import Derivatives, Potential, SumPotential, positive_int
+from .errors import ArgumentError
 
-Derivatives = tuple[Tensor, Tensor | None]  # ∇_z Σ w_k u_k (B, D); its Laplacian (B,), or None
-
-
-class Potential(nn.Module):
-    """Base of the potentials that know their own derivatives.
-
-    Subclasses define `forward`, and `gradient` where they have a closed form (else autograd does it). Potentials add up: `p + q` is a `SumPotential`.
-
-    Attributes:
-        dim: latent dimensions D.
-        num_flows: number of flows K.
-        time_dependent: whether u depends on t.
-    """
-
-    dim: int
-    num_flows: int
-    time_dependent: bool = True
-
-    def __init__(self, dim: int, num_flows: int, time_dependent: bool = True) -> None:
-        super().__init__()
-        self.dim = _positive_int("dim", dim)
-        self.num_flows = _positive_int("num_flows", num_flows)
-        self.time_dependent = bool(time_dependent)
-
-    def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
-        """Return ∇_z Σ_k w_k u_k(z, t) and, if asked, the Laplacian of the same sum.
-
-        Arguments:
-            z: states (B, D).
-            w: mixture weights, (K,) shared or (B, K) per sample.
-            t: time in frames, a scalar or (B,).
-            laplacian: whether to return the Laplacian too.
-
-        Returns:
-            the gradient (B, D) and the Laplacian (B,), or None where it was not asked for.
-        """
-        return _autograd_gradient(self, z, w, t, None, laplacian)
-
-    def __add__(self, other: nn.Module) -> SumPotential:
-        return SumPotential(self, other)
-
-    def extra_repr(self) -> str:
-        return f"dim={self.dim}, num_flows={self.num_flows}, time_dependent={self.time_dependent}"
+__all__ = ["MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"]
 
 
 class MLPPotential(Potential):
@@ -95,7 +49,7 @@ class MLPPotential(Potential):
         time_dependent: bool = True,
     ) -> None:
         super().__init__(dim, num_flows, time_dependent)
-        hidden = self.hidden = dim if hidden is None else _positive_int("hidden", hidden)
+        hidden = self.hidden = dim if hidden is None else positive_int("hidden", hidden)
         self.output_tanh = bool(output_tanh)
         self.w1 = _uniform(num_flows * hidden, dim, fan_in=dim)  # rows of flow 0, then of flow 1, …
         self.b1 = _uniform(num_flows * hidden, fan_in=dim)
@@ -182,7 +136,7 @@ class RidgePotential(Potential):
 
     def __init__(self, dim: int, num_flows: int = 1, *, hidden: int = 128, time_dependent: bool = True) -> None:
         super().__init__(dim, num_flows, time_dependent)
-        self.hidden = _positive_int("hidden", hidden)
+        self.hidden = positive_int("hidden", hidden)
         self.w = _uniform(num_flows * hidden, dim, fan_in=dim)  # rows of flow 0, then of flow 1, …
         self.b = _uniform(num_flows * hidden, fan_in=dim)
         self.a = _uniform(num_flows, hidden, fan_in=hidden)
@@ -275,104 +229,6 @@ class QuadraticPotential(Potential):
         return v, (w * trace).sum(-1).expand(len(z))
 
 
-class SumPotential(Potential):
-    """The sum of potentials of the same D and K; `p + q` makes one.
-
-    Each term is a cflow potential, or a user's module with attributes `dim` and `num_flows`.
-
-    Raises:
-        ArgumentError: the terms differ in D or K.
-
-    Example:
-        >>> u = QuadraticPotential(torch.zeros(3, 4, 4)) + RidgePotential(4, 3)
-        >>> u.dim, u.num_flows, len(u.terms)
-        (4, 3, 2)
-    """
-
-    def __init__(self, *terms: nn.Module) -> None:
-        flat: list[nn.Module] = []
-        for term in terms:
-            flat.extend(list(term.terms) if isinstance(term, SumPotential) else [term])
-        sizes = []
-        for term in flat:
-            dim, num_flows = getattr(term, "dim", None), getattr(term, "num_flows", None)
-            if not isinstance(term, nn.Module) or dim is None or num_flows is None:
-                raise ArgumentTypeError(
-                    f"terms: expected potentials with attributes dim and num_flows, got {type(term).__name__}; "
-                    "set both attributes on your module"
-                )
-            sizes.append((int(dim), int(num_flows)))
-        if not sizes or len(set(sizes)) > 1:
-            raise ArgumentError(f"terms: expected one (dim, num_flows) for all terms, got {sizes}")
-        super().__init__(*sizes[0], any(getattr(term, "time_dependent", True) for term in flat))
-        self.terms: nn.ModuleList = nn.ModuleList(flat)
-
-    def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return Σ of the terms' u_k(z, t), shape (B, K)."""
-        return cast(Tensor, sum(value(term, z, t, context) for term in self.terms))
-
-    def gradient(
-        self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False, context: Tensor | None = None
-    ) -> Derivatives:
-        """See `Potential.gradient`."""
-        parts = [gradient(term, z, w, t, context, laplacian=laplacian) for term in self.terms]
-        v = cast(Tensor, sum(part[0] for part in parts))
-        return v, cast(Tensor, sum(cast(Tensor, part[1]) for part in parts)) if laplacian else None
-
-
-# --- any module as a potential --------------------------------------------------------------------------
-
-
-def is_users(net: nn.Module) -> bool:
-    """Whether a potential is, or holds, a user's module: one that may take a context and wants checking."""
-    return any(map(is_users, net.terms)) if isinstance(net, SumPotential) else not isinstance(net, Potential)
-
-
-def value(net: nn.Module, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
-    """u_k(z, t) of shape (B, K) of any potential; a user's module gets t of shape (B,).
-
-    Raises:
-        ArgumentError: the module returns something else than (B, K), or (B,) for K = 1.
-    """
-    if isinstance(net, Potential):
-        return cast(Tensor, net(z, t, context) if isinstance(net, SumPotential) else net(z, t))
-    t = t.expand(len(z))
-    u = net(z, t) if context is None else net(z, t, context)
-    if not isinstance(u, Tensor) or u.ndim not in (1, 2) or len(u) != len(z):
-        got = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
-        raise ArgumentError(
-            f"potential: {type(net).__name__}(z (B, D), t (B,)) must return a tensor (B, K), or (B,) for one flow, "
-            f"with B = {len(z)}; got {got}"
-        )
-    return u[:, None] if u.ndim == 1 else u
-
-
-def gradient(
-    net: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None = None, *, laplacian: bool = False
-) -> Derivatives:
-    """∇_z Σ_k w_k u_k and its Laplacian: in closed form where the potential has one, else by one `torch.func.grad`."""
-    if isinstance(net, SumPotential):
-        return net.gradient(z, w, t, laplacian=laplacian, context=context)
-    if isinstance(net, Potential):
-        return net.gradient(z, w, t, laplacian=laplacian)
-    return _autograd_gradient(net, z, w, t, context, laplacian)
-
-
-def _autograd_gradient(
-    net: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None, laplacian: bool
-) -> Derivatives:
-    grad = torch.func.grad(lambda z: (value(net, z, t, context) * w).sum())
-    if not laplacian:
-        return cast(Tensor, grad(z)), None
-    v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(grad, z))
-    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-
-    def second_derivative(e: Tensor) -> Tensor:
-        return cast(Tensor, (vjp(e.expand_as(z))[0] * e).sum(-1))
-
-    return v, torch.func.vmap(second_derivative, chunk_size=64)(basis).sum(0)
-
-
 # --- parts ----------------------------------------------------------------------------------------------
 
 
@@ -451,9 +307,3 @@ def _uniform(*shape: int, fan_in: int) -> nn.Parameter:
     """A parameter initialised like `nn.Linear`: uniform in ±1/√fan_in."""
     bound = 1 / math.sqrt(fan_in)
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-
-
-def _positive_int(name: str, x: int) -> int:
-    if isinstance(x, bool) or not isinstance(x, int) or x < 1:
-        raise ArgumentError(f"{name}: expected an int ≥ 1, got {x!r}")
-    return x
