@@ -100,7 +100,7 @@ class RunConfig(SaveConfigCallback):
         self.folder = folder
 
     def _stored(self) -> dict[str, Any]:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
         return {key: config[key] for key in STORED_SECTIONS if key in config}
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

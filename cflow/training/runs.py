@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content = checkpoint.read_checkpoint(path)
     except DataError as error:
-        raise DataError(f"--ckpt_path {error}") from None
+        raise DataError(f"--ckpt_path: {str(error).removeprefix('path: ')}") from None
     if not isinstance(content.get(CONFIG_KEY), dict):
         raise DataError(f"--ckpt_path {path}: not a checkpoint written by `cflow fit` (it holds no configuration).")
     return content

@@ -1,0 +1,307 @@
+"""The command line: what it writes, what wins over what, and how it fails."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import cflow
+
+pytest.importorskip("pytorch_lightning")
+pytest.importorskip("jsonargparse")
+
+from cflow.training import cli, runs  # noqa: E402
+
+# The smallest model that goes through every part of a fit.
+TINY = [
+    *("--model.width", "16", "--model.latent_dim", "4", "--model.frames_per_step", "2"),
+    *("--model.likelihood_samples", "2", "--data.val_samples", "20", "--data.test_samples", "30"),
+    *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--data.batch_size", "32"),
+]
+NAMES = ["scaling", "rotation", "hue"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def fitted(folder):
+    """A run of 6 steps, its output, and its folder."""
+    import contextlib
+    import io
+
+    out = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        code = cli.main(["fit", "--config", "digits", *TINY, "--trainer.max_steps", "6", "--model.lr", "1e-4"])
+    assert code == 0
+    return folder / "runs" / "digits" / "version_0", out.getvalue()
+
+
+@pytest.fixture
+def there(folder, fitted, monkeypatch):
+    """The working folder of the fit, with its run."""
+    monkeypatch.chdir(folder)
+    return fitted[0]
+
+
+def stored_step(path) -> int:
+    return torch.load(path, weights_only=True)["global_step"]
+
+
+def test_fit_writes_the_files_of_a_run(fitted) -> None:
+    run, _ = fitted
+    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif"):
+        assert (run / name).stat().st_size > 0
+    assert list(run.glob("events.out.tfevents.*"))
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert stored_step(run / "checkpoints/last.ckpt") == 6
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["lr"] == 1e-4
+    assert config["data"]["num_frames"] == 9
+
+
+def test_metrics_have_the_agreed_keys(fitted) -> None:
+    metrics = json.loads((fitted[0] / "metrics.json").read_text())
+    groups = ("equivariance_error", "copy_input", "black", "no_flow")
+    wanted = {f"{group}/{name}" for group in groups for name in [*NAMES, "mean"]}
+    wanted |= {f"equivariance_error_per_frame/{name}/{t}" for name in NAMES for t in range(1, 9)}
+    wanted |= {"reconstruction_l1", "elbo", "log_likelihood", "seconds", "samples"}
+    assert set(metrics) == wanted
+    assert all(isinstance(value, float) for value in metrics.values())
+    assert metrics["samples"] == 30
+    for name in NAMES:
+        frames = [metrics[f"equivariance_error_per_frame/{name}/{t}"] for t in range(1, 9)]
+        assert sum(frames) == pytest.approx(metrics[f"equivariance_error/{name}"], rel=1e-4)
+
+
+def test_fit_ends_with_the_table_and_where_the_files_are(fitted) -> None:
+    lines = fitted[1].rstrip().splitlines()
+    assert lines[-1].startswith("runs/digits/version_0/: ")
+    assert any(line.startswith("equivariance error") for line in lines)
+    assert "GPU available" not in fitted[1]
+    assert "Tip" not in fitted[1]
+
+
+def test_load_needs_no_lightning(fitted) -> None:
+    code = (
+        "import sys, cflow; vae = cflow.load(sys.argv[1]); print(vae.flow.dim); "
+        "assert not [m for m in sys.modules if m.startswith(('pytorch_lightning', 'lightning'))]"
+    )
+    done = subprocess.run([sys.executable, "-c", code, fitted[0]], capture_output=True, text=True, check=True)
+    assert done.stdout == "4\n"
+
+
+def test_test_repeats_the_measures_of_the_fit(there, tmp_path, capsys) -> None:
+    assert cli.main(["test", "--config", "digits", "--ckpt_path", "last", "--out_dir", str(tmp_path)]) == 0
+    ours, fits = (json.loads((p / "metrics.json").read_text()) for p in (tmp_path, there))
+    noisy = ("elbo", "log_likelihood")  # they draw from the posterior
+    assert {k: v for k, v in ours.items() if k not in noisy} == pytest.approx(
+        {k: v for k, v in fits.items() if k not in noisy}, rel=1e-5
+    )
+    assert "equivariance error" in capsys.readouterr().out
+
+
+def test_an_explicit_argument_wins_over_the_checkpoint(there, tmp_path) -> None:
+    arguments = ["--ckpt_path", str(there), "--out_dir", str(tmp_path), "--data.test_samples", "7"]
+    assert cli.main(["test", *arguments, "--data.num_frames", "3"]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["samples"] == 7
+    assert "equivariance_error_per_frame/hue/2" in metrics
+    assert "equivariance_error_per_frame/hue/3" not in metrics
+
+
+def test_a_checkpoints_configuration_is_the_default(there, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["test", "--ckpt_path", "last", "--model.lr", "0.5", "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["model"]["width"] == 16
+    assert config["model"]["lr"] == 0.5
+
+
+def test_a_preset_names_the_runs_but_does_not_undo_the_checkpoint(there, capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["test", "--config", "digits", "--ckpt_path", "last", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["width"] == 16
+
+
+def test_a_configuration_file_wins_over_the_checkpoint(there, tmp_path, capsys) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: {lr: 0.25}\n")
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["fit", "--config", str(mine), "--ckpt_path", str(there), "--print_config"])
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["model"]["lr"], config["model"]["width"]) == (0.25, 16)
+
+
+def test_traverse_draws(there, tmp_path) -> None:
+    from PIL import Image
+
+    assert cli.main(["traverse", "--ckpt_path", "last", "--num_samples", "2", "--out_dir", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "traversals.gif") as gif:
+        assert gif.n_frames == 9
+    assert (tmp_path / "traversals.png").is_file()
+
+
+def test_resume_goes_on_with_the_new_learning_rate(there, monkeypatch) -> None:
+    from cflow.training.module import FlowVAEModule
+
+    rates = []
+    original = FlowVAEModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FlowVAEModule, "training_step", training_step)
+    arguments = ["--ckpt_path", str(there), "--trainer.max_steps", "9", "--model.lr", "0.01"]
+    assert cli.main(["fit", *arguments, "--model.schedule", "constant"]) == 0
+    newest = runs.versions(Path("runs"), "digits")[-1]
+    assert newest.name != "version_0"
+    assert stored_step(newest / "checkpoints/last.ckpt") == 9
+    assert rates == pytest.approx([0.01] * 3)
+    resumed = json.loads((newest / "metrics.json").read_text())["seconds"]
+    assert resumed > json.loads((there / "metrics.json").read_text())["seconds"]
+
+
+def test_a_fit_limited_by_time_leaves_its_last_step(folder, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    limits = ["--trainer.max_time", "00:00:00:01", "--trainer.max_steps", "-1", "--run_name", "timed"]
+    assert cli.main(["fit", *TINY, *limits]) == 0
+    checkpoints = folder / "runs/timed/version_0/checkpoints"
+    assert stored_step(checkpoints / "last.ckpt") > 0
+    assert stored_step(checkpoints / "best.ckpt") > 0
+
+
+def test_print_config_help_and_version(capsys) -> None:
+    for command in ("fit", "test", "traverse"):
+        for flag in ("--help", "--print_config"):
+            with pytest.raises(SystemExit, match="0"):
+                cli.main([command, flag])
+            assert "model" in capsys.readouterr().out
+        assert cli.main([command, "--version"]) == 0
+        assert capsys.readouterr().out == f"cflow {cflow.__version__}\n"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--print_config"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "unknown command 'train'"),
+        (["tets"], "Did you mean 'test'?"),
+        (["--config", "digits", "fit"], "the command comes first"),
+        (["fit", "--config", "digit"], "Did you mean 'digits'?"),
+        (["fit", "--config", "nowhere/a.yaml"], "no such file"),
+        (["fit", "--model.lrr", "1"], "Did you mean '--model.lr'?"),
+        (["fit", "--trainer.max_step", "1"], "Did you mean '--trainer.max_steps'?"),
+        (["fit", "--lr", "1"], "Did you mean '--model.lr'?"),
+        (["fit", "--model.lr", "fast"], "--model.lr: expected a float, got fast"),
+        (["fit", "--model.lr", "-1"], "model.lr=-1.0 must be positive"),
+        (["fit", "--model.solver", "rk5"], "Did you mean 'rk4'?"),
+        (["fit", "--model.num_flows", "2", "--trainer.max_steps", "1"], "set model.num_flows=3"),
+        (["fit", "--model.frames_per_step", "10"], "more than data.num_frames=9"),
+        (["fit", "--trainer.accelerator", "abacus"], "abacus"),
+        (["fit", "--trainer.max_time", "soon"], "DD:HH:MM:SS"),
+        (["fit", "--data.dataset", "mist"], "mnist"),
+        (["test"], "needs --ckpt_path"),
+        (["test", "--ckpt_path", "nowhere.ckpt"], "no such file"),
+        (["traverse", "--ckpt_path", "last", "--config", "mnist"], "no run with a checkpoint"),
+        (["fit", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_wrong_arguments_give_one_line_and_code_2(tmp_path, monkeypatch, capsys, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = cli.main(arguments)
+    except SystemExit as ending:
+        code = ending.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_a_root_without_data_is_one_line(tmp_path, monkeypatch, capsys) -> None:
+    from torchvision.datasets import MNIST
+
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nothing listens there
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit", "--config", "mnist", "--data.root", str(tmp_path / "none")]) == 2
+    error = capsys.readouterr().err
+    assert "data.root" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "foreign"])
+def test_damaged_checkpoints_are_one_line(there, tmp_path, capsys, damage) -> None:
+    good = (there / "checkpoints/best.ckpt").read_bytes()
+    bad = tmp_path / "bad.ckpt"
+    if damage == "cut":
+        bad.write_bytes(good[: len(good) // 2])
+    elif damage == "flipped":
+        middle = len(good) // 2
+        bad.write_bytes(good[:middle] + bytes([good[middle] ^ 0xFF]) + good[middle + 1 :])
+    elif damage == "text":
+        bad.write_text("no checkpoint")
+    else:
+        torch.save({"weights": torch.zeros(2)}, bad)
+    assert cli.main(["test", "--ckpt_path", str(bad)]) == 2
+    error = capsys.readouterr().err
+    assert "bad.ckpt" in error
+    assert error.count("\n") == 1
+
+
+def test_weights_that_do_not_fit_are_one_line(there, capsys) -> None:
+    assert cli.main(["test", "--ckpt_path", str(there), "--model.width", "20"]) == 2
+    error = capsys.readouterr().err
+    assert "do not fit the model" in error
+    assert error.count("\n") == 1
+
+
+def test_resuming_what_is_finished_is_refused(there, capsys) -> None:
+    assert cli.main(["fit", "--ckpt_path", str(there), "--trainer.max_steps", "6"]) == 2
+    assert "at step 6 already" in capsys.readouterr().err
+
+
+def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
+    arguments = [sys.executable, "-m", "cflow.training.cli", "fit", *TINY, "--trainer.val_check_interval", "2"]
+    environment = os.environ | {"PYTHONPATH": str(Path(cflow.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    last = tmp_path / "runs/digits/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 60
+    while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    before = last.stat().st_mtime_ns
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "interrupted" in error
+    assert "Traceback" not in error
+    assert last.stat().st_mtime_ns > before
+    assert cflow.load(last).flow.num_flows == 3
+    assert stored_step(last) > 0
+
+
+def test_presets_have_nine_frames_and_the_fixed_names() -> None:
+    assert cli.preset_names() == ["digits", "mnist"]
+    for name in cli.preset_names():
+        preset = yaml.safe_load((cli.PRESETS / f"{name}.yaml").read_text())
+        assert preset["data"]["num_frames"] == 9
+        assert {"lr"} <= set(preset["model"])
+        assert {"batch_size", "dataset"} <= set(preset["data"])
+        assert "seed_everything" in preset
