@@ -17,7 +17,7 @@ import cflow
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("jsonargparse")
 
-from cflow.training import cli, runs  # noqa: E402
+from cflow.training import cli, runs
 
 # The smallest model that goes through every part of a fit.
 TINY = [

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from .. import __version__
 from ..errors import ArgumentError, CflowError, did_you_mean
@@ -36,7 +36,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in one line and exit with code 2."""
         command = self.prog.replace("[options] ", "")
-        options = [key.replace("-", "_") for key in self.get_defaults().keys()]
+        options = list(self.get_defaults())
         print(f"{command}: error: {explain(message, options)} (all options: {command} --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -179,7 +179,10 @@ def run(args: Sequence[str]) -> None:
         save_config_callback=RunConfig,
         seed_everything_default=0,
         parser_class=Parser,
-        parser_kwargs={"prog": "cflow", "description": "Potential flows in latent spaces: train, measure and look at them."},
+        parser_kwargs={
+            "prog": "cflow",
+            "description": "Potential flows in latent spaces: train, measure and look at them.",
+        },
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         args=list(args),
@@ -193,4 +196,3 @@ def _quieten() -> None:
     for module in ("pytorch_lightning", "lightning_fabric", "torch.utils.tensorboard", "jsonargparse"):
         warnings.filterwarnings("ignore", module=rf"{re.escape(module)}.*")
     torch.set_float32_matmul_precision("high")
-

@@ -96,7 +96,7 @@ class RunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run, and the same configuration into every checkpoint."""
 
     def __init__(self, *args: Any, folder: Path | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, save_to_log_dir=False)
+        super().__init__(*args, **(kwargs | {"save_to_log_dir": False}))
         self.folder = folder
 
     def _stored(self) -> dict[str, Any]:
@@ -194,13 +194,13 @@ class FitProgressBar(TQDMProgressBar):
         numbers = ", ".join(f"{k} {v}" for k, v in self.get_metrics(trainer, pl_module).items())
         print(f"step {trainer.global_step}, {time.monotonic() - self._start:.0f} s, {numbers}", flush=True)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         """Return what stands behind the bar, without Lightning's version number."""
         metrics = super().get_metrics(trainer, pl_module)
         names = {"val/equivariance_error": "validation error"}
-        return {
-            names.get(k, k): f"{v:.1f}" if isinstance(v, float) else v for k, v in metrics.items() if k != "v_num"
-        }
+        return {names.get(k, k): f"{v:.1f}" if isinstance(v, float) else v for k, v in metrics.items() if k != "v_num"}
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         bar = self.train_progress_bar

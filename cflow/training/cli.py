@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -72,10 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _report(error: BaseException, code: int) -> int:
-    if isinstance(error, OSError) and error.filename:
-        text = f"{error.filename}: {error.strerror}"
-    else:
-        text = str(error)
+    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
     print(f"cflow: error: {' '.join(text.split())}", file=sys.stderr)
     return code
 
@@ -121,7 +119,9 @@ def prepare(args: Sequence[str]) -> list[str]:
 def _unknown_command(command: str) -> NoReturn:
     if command.startswith("-"):
         raise ArgumentError(f"the command comes first: `cflow fit|test|traverse {command} …`.")
-    raise ArgumentError(f"unknown command {command!r}, expected fit, test or traverse.{did_you_mean(command, COMMANDS)}")
+    raise ArgumentError(
+        f"unknown command {command!r}, expected fit, test or traverse.{did_you_mean(command, COMMANDS)}"
+    )
 
 
 def _config(value: str) -> Path:
@@ -133,7 +133,9 @@ def _config(value: str) -> Path:
         return path
     if path.suffix or len(path.parts) > 1 or path.exists():
         what = "is not a file" if path.exists() else "there is no such file"
-        raise DataError(f"--config {value}: {what}; give a configuration file or a preset ({', '.join(preset_names())}).")
+        raise DataError(
+            f"--config {value}: {what}; give a configuration file or a preset ({', '.join(preset_names())})."
+        )
     raise ArgumentError(
         f"--config {value}: unknown preset, and no such file; presets are {', '.join(preset_names())}."
         f"{did_you_mean(value, preset_names())}"
@@ -161,17 +163,17 @@ def _split_equals(args: Sequence[str]) -> list[str]:
 
 
 def _values(args: Sequence[str], *options: str) -> list[str]:
-    return [value for option, value in zip(args, args[1:], strict=False) if option in options]
+    return [value for option, value in pairwise(args) if option in options]
 
 
 def _last_value(args: Sequence[str], option: str) -> str | None:
     return next(iter(reversed(_values(args, option))), None)
 
 
-def _replace(args: Sequence[str], option: str, change: object) -> list[str]:
+def _replace(args: Sequence[str], option: str, change: Callable[[str], str]) -> list[str]:
     result = list(args)
     for index in range(1, len(result)):
-        if result[index - 1] == option and callable(change):
+        if result[index - 1] == option:
             result[index] = change(result[index])
     return result
 

@@ -63,7 +63,9 @@ def table(metrics: Mapping[str, float]) -> str:
         rows.append([name.replace("_", " "), f"{error:.1f}", *(f"{o:.1f}" for o in others), f"{ratio:.2f}"])
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     rest = [

@@ -1,0 +1,157 @@
+"""The LightningModule and the DataModule."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+import cflow
+
+pl = pytest.importorskip("pytorch_lightning")
+
+from cflow.training.datamodule import SequenceDataModule  # noqa: E402
+from cflow.training.module import FlowVAEModule, draw_frames, learning_rate_factor  # noqa: E402
+
+# Lightning's use of PyTorch's pytree, and its advice on workers, loggers and short epochs.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning"),
+]
+
+SMALL = {"latent_dim": 4, "width": 16, "likelihood_samples": 0}
+
+
+def trainer(tmp_path, **settings):
+    defaults = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "accelerator": "cpu",
+        "devices": 1,
+        "default_root_dir": tmp_path,
+    }
+    return pl.Trainer(**(defaults | settings))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8])
+def test_random_frames_are_an_unbiased_sum_over_all(count) -> None:
+    times = torch.arange(9.0)
+    value = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0])  # any function of the frame
+    torch.manual_seed(0)
+    t, mask = draw_frames(times, 200_000, count)
+    assert t.shape == (count + 1, 200_000)
+    assert mask is not None
+    assert (t.diff(dim=0) >= 0).all()
+    assert (t[0] == 0).all()
+    estimate = (value[t.long()] * mask.T).sum(0)
+    assert estimate.mean() == pytest.approx(value.sum().item(), abs=4 * estimate.std().item() / math.sqrt(200_000))
+    # every frame is drawn with probability 1 / (its weight)
+    drawn = torch.stack([((t[1:] == time) * mask.T[1:]).sum(0).mean() for time in times])
+    torch.testing.assert_close(drawn, torch.ones(9), atol=0.05, rtol=0)
+
+
+def test_all_frames_need_no_mask() -> None:
+    t, mask = draw_frames(torch.arange(9.0), 4, 9)
+    assert mask is None
+    assert t.shape == (9,)
+
+
+def test_learning_rate_rises_and_anneals() -> None:
+    rates = [learning_rate_factor(done / 100, "cosine", 0.1) for done in range(101)]
+    assert 0 < rates[0] < 0.05
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0, abs=1e-12)
+    assert all(a <= b for a, b in pairwise(rates[:11]))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+    assert learning_rate_factor(0.7, "constant", 0.1) == 1.0
+
+
+def test_a_fit_learns_and_its_weights_load_without_lightning(tmp_path) -> None:
+    pl.seed_everything(0, verbose=False)
+    module, data = FlowVAEModule(**SMALL), SequenceDataModule(val_samples=32)
+    fit = trainer(tmp_path, max_steps=40, limit_val_batches=1, num_sanity_val_steps=1)
+    fit.fit(module, data)
+    first = fit.callback_metrics["val/equivariance_error"]
+    assert torch.isfinite(first)
+    path = tmp_path / "model.ckpt"
+    fit.save_checkpoint(path)
+    vae = cflow.load(path)
+    x = data.to_float(data.examples(3, torch.device("cpu")))
+    module.eval()
+    torch.testing.assert_close(vae.traverse(x, 1, [0, 4]), module.vae.traverse(x, 1, [0, 4]))
+    stored = torch.load(path, weights_only=True)["hyper_parameters"]["model_config"]
+    assert stored == module.model_config
+
+
+def test_fits_with_the_same_seed_are_equal(tmp_path) -> None:
+    weights = []
+    for _ in range(2):
+        pl.seed_everything(7, verbose=False)
+        module = FlowVAEModule(**SMALL)
+        trainer(tmp_path, max_steps=3, limit_val_batches=0).fit(module, SequenceDataModule())
+        weights.append(torch.nn.utils.parameters_to_vector(module.parameters()))
+    assert torch.equal(*weights)
+
+
+def test_the_schedule_follows_the_time_where_time_ends_the_fit(tmp_path) -> None:
+    class Rates(pl.Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_train_batch_end(self, trainer, module, *_):
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    module = FlowVAEModule(**SMALL, lr=1e-3)
+    limits = {"max_time": {"seconds": 2}, "max_epochs": -1, "limit_val_batches": 0}
+    trainer(tmp_path, callbacks=[rates], **limits).fit(module, SequenceDataModule())
+    assert max(rates.seen) > 9e-4
+    assert rates.seen[-1] < 1e-4
+
+
+def test_batches_are_whole_tensors_and_follow_the_seed() -> None:
+    data = SequenceDataModule(batch_size=50)
+    data.setup("fit")
+    torch.manual_seed(3)
+    first = next(iter(data.train_dataloader()))
+    torch.manual_seed(3)
+    again = next(iter(data.train_dataloader()))
+    assert first.shape == (50, 3, 28, 28)
+    assert first.dtype == torch.uint8
+    assert torch.equal(first, again)
+    assert sum(len(batch) for batch in data.train_dataloader()) == 1257
+    assert torch.equal(next(iter(data.val_dataloader())), next(iter(data.val_dataloader())))
+
+
+def test_own_transformations_are_followed() -> None:
+    names = {"flip": lambda x, t: torch.where(t.view(-1, 1, 1, 1) > 0, x.flip(-1), x)}
+    data = SequenceDataModule(num_frames=3, transformations=names)
+    x0 = data.examples(2, torch.device("cpu"))
+    frames = data.sequences(x0, torch.zeros(2, dtype=torch.long), data.times)
+    assert frames.shape == (2, 3, 3, 28, 28)
+    torch.testing.assert_close(frames[:, 2], x0.flip(-1) / 255)
+    with pytest.raises(cflow.ArgumentError, match=r"set model\.num_flows=1"):
+        trainer("", max_steps=1).fit(FlowVAEModule(**SMALL), data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"batch_size": 0}, "data.batch_size=0"), ({"num_frames": 1}, "data.num_frames=1")],
+)
+def test_data_refuses_impossible_numbers(settings, message) -> None:
+    with pytest.raises(cflow.ArgumentError, match=message):
+        SequenceDataModule(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.0}, "model.lr=0.0"),
+        ({"warmup": 1.0}, "model.warmup=1.0"),
+        ({"frames_per_step": 0}, "frames_per_step=0"),
+    ],
+)
+def test_module_refuses_impossible_numbers(settings, message) -> None:
+    with pytest.raises(cflow.ArgumentError, match=message):
+        FlowVAEModule(**SMALL, **settings)
