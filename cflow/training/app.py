@@ -36,7 +36,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in one line and exit with code 2."""
         command = self.prog.replace("[options] ", "")
-        options = list(self.get_defaults())
+        options = [key for key, _ in self.get_defaults().items()]
         print(f"{command}: error: {explain(message, options)} (all options: {command} --help)", file=sys.stderr)
         sys.exit(2)
 

@@ -48,8 +48,8 @@ def table(metrics: Mapping[str, float]) -> str:
 
     Example:
         >>> print(table({"equivariance_error/mean": 80.0, "copy_input/mean": 400.0, "samples": 10.0}))
-        equivariance error    model  input copied  best trivial / model
-        mean                   80.0         400.0                  5.00
+        equivariance error  model  input copied  best trivial / model
+        mean                 80.0         400.0                  5.00
         <BLANKLINE>
         samples 10
     """
