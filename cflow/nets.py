@@ -36,12 +36,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A body that maps z to images, read as the parameter of a likelihood.
+    """A body that maps z to images in [0, 1], read as the parameter of a likelihood.
 
     Arguments:
         body: z (M, D) -> (M, C, H, W).
         image_shape: (C, H, W).
-        likelihood: "gaussian": the pixels' mean, with one learned scale for all pixels. "bernoulli": logits; for grey
+        likelihood: "gaussian": mean σ(body), with one learned scale for all pixels. "bernoulli": logits; for grey
             targets in [0, 1] the log-probability is then minus a cross-entropy, not a density.
     """
 
@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         if self.log_scale is None:
             return Independent(Bernoulli(logits=out, validate_args=False), 3, validate_args=False)
         scale = self.log_scale.exp().expand(out.shape)
-        return Independent(Normal(out, scale, validate_args=False), 3, validate_args=False)
+        return Independent(Normal(out.sigmoid(), scale, validate_args=False), 3, validate_args=False)
 
 
 class MLPEncoder(Encoder):

@@ -15,6 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from .. import __version__
 from ..errors import ArgumentError, CflowError, did_you_mean
@@ -131,7 +132,9 @@ class CflowCLI(LightningCLI):
         self._check_resume(section)
         self.datamodule.prepare_data()
         root, name = Path(section["default_root_dir"]), str(self._get(self.config, "run_name") or "run")
-        self.run = runs.claim_run(root, name)
+        # Other processes of the same fit get the folder of the first one, by broadcast.
+        first = getattr(rank_zero_only, "rank", 0) in (0, None)
+        self.run = runs.claim_run(root, name) if first else root / name / "version_0"
         self.save_config_kwargs = {"folder": self.run}
         if section["logger"] in (None, True):
             kwargs["logger"] = TensorBoardLogger(root, name=name, version=self.run.name)

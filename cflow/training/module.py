@@ -36,17 +36,19 @@ class FlowVAEModule(LightningModule):
         latent_dim: int = 32,
         width: int = 512,
         num_flows: int = 3,
-        potential: str = "ridge",
+        potential: str = "quadratic",
+        potential_hidden: int = 64,
+        time_dependent: bool = False,
         likelihood: str = "gaussian",
         solver: str = "rk4",
-        step_size: float | None = 1.0,
+        step_size: float | None = 2.0,
         kl_weight: float = 1.0,
         path_kl_weight: float = 0.0,
         pde_weight: float = 0.0,
         lr: float = 2e-3,
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup: float = 0.01,
-        frames_per_step: int = 3,
+        frames_per_step: int = 2,
         likelihood_samples: int = 16,
     ) -> None:
         """Build the model.
@@ -56,7 +58,9 @@ class FlowVAEModule(LightningModule):
             latent_dim: dimension D of the latent space.
             width: units of the hidden layers.
             num_flows: number K of flows, one a transformation of the data.
-            potential: the potential of every flow.
+            potential: the potential of every flow: quadratic, ridge, mlp, or a sum such as quadratic+ridge.
+            potential_hidden: ridge functions a flow, where there are any.
+            time_dependent: whether ridge and mlp potentials see the time.
             likelihood: likelihood of the pixels.
             solver: torchdiffeq's name of the solver of the latent flow.
             step_size: step of a fixed-step solver, in frames.
@@ -87,6 +91,8 @@ class FlowVAEModule(LightningModule):
             "width": width,
             "num_flows": num_flows,
             "potential": potential,
+            "potential_hidden": potential_hidden,
+            "time_dependent": time_dependent,
             "likelihood": likelihood,
             "solver": solver,
             "step_size": step_size,
