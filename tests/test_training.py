@@ -12,6 +12,7 @@ pl = pytest.importorskip("pytorch_lightning")
 
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
 from cflow.training.module import FlowVAEModule, draw_frames, learning_rate_factor  # noqa: E402
+from cflow.training.threads import FasterThreads  # noqa: E402
 
 # Lightning's use of PyTorch's pytree, and its advice on workers, loggers and short epochs.
 pytestmark = [
@@ -155,3 +156,40 @@ def test_data_refuses_impossible_numbers(settings, message) -> None:
 def test_module_refuses_impossible_numbers(settings, message) -> None:
     with pytest.raises(cflow.ArgumentError, match=message):
         FlowVAEModule(**SMALL, **settings)
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads, and the old number afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("cost", "wanted"), [({1: 1.0, 2: 0.6}, 2), ({1: 1.0, 2: 8.0}, 1)])
+def test_the_faster_number_of_threads_is_kept(cost, wanted) -> None:
+    chooser = FasterThreads(interval=10.0)
+    chooser.other, chooser._next = 1, 10.0
+    now, counts = 0.0, []
+    for _ in range(300):
+        now += cost[torch.get_num_threads()]
+        counts.append(torch.get_num_threads())
+        chooser.record(cost[torch.get_num_threads()], now)
+    assert counts[-1] == wanted
+    assert counts[20:].count(wanted) > 0.9 * len(counts[20:])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_follow_a_machine_that_gets_busy() -> None:
+    chooser = FasterThreads(interval=10.0)
+    chooser.other, chooser._next = 1, 10.0
+    now, counts = 0.0, []
+    for step in range(400):
+        seconds = {1: 1.0, 2: 0.6 if step < 100 else 8.0}[torch.get_num_threads()]
+        now += seconds
+        counts.append(torch.get_num_threads())
+        chooser.record(seconds, now)
+    assert counts[99] == 2
+    assert counts[120:].count(1) > 0.9 * len(counts[120:])

@@ -23,6 +23,7 @@ from . import runs
 from .callbacks import FitProgressBar, RunConfig, checkpoint_callbacks
 from .datamodule import SequenceDataModule
 from .module import FlowVAEModule
+from .threads import FasterThreads
 from .trainer import FlowTrainer
 
 
@@ -124,7 +125,8 @@ class CflowCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer; for `fit`, look at the data first, then claim the folder of a new run."""
         section = self._get(self.config, "trainer")
-        self.trainer_defaults["callbacks"] = [FitProgressBar()] if section["enable_progress_bar"] is not False else []
+        bar = [FitProgressBar()] if section["enable_progress_bar"] is not False else []
+        self.trainer_defaults["callbacks"] = [*bar, FasterThreads()]
         if self.subcommand != "fit" or section["fast_dev_run"]:
             kwargs.setdefault("logger", False)
             self.save_config_callback = None
@@ -175,21 +177,25 @@ class CflowCLI(LightningCLI):
 def run(args: Sequence[str]) -> None:
     """Run a command whose arguments `cli.prepare` has prepared."""
     _quieten()
-    CflowCLI(
-        FlowVAEModule,
-        SequenceDataModule,
-        trainer_class=FlowTrainer,
-        save_config_callback=RunConfig,
-        seed_everything_default=0,
-        parser_class=Parser,
-        parser_kwargs={
-            "prog": "cflow",
-            "description": "Potential flows in latent spaces: train, measure and look at them.",
-        },
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        args=list(args),
-    )
+    threads = torch.get_num_threads()
+    try:
+        CflowCLI(
+            FlowVAEModule,
+            SequenceDataModule,
+            trainer_class=FlowTrainer,
+            save_config_callback=RunConfig,
+            seed_everything_default=0,
+            parser_class=Parser,
+            parser_kwargs={
+                "prog": "cflow",
+                "description": "Potential flows in latent spaces: train, measure and look at them.",
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=list(args),
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _quieten() -> None:

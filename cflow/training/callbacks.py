@@ -158,9 +158,9 @@ class FitProgressBar(TQDMProgressBar):
         )
 
     def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the description."""
-        super().on_test_batch_start(*args, **kwargs)
-        self.test_progress_bar.set_description("testing")
+        """Set the bar's length and keep its description."""
+        if self.has_dataloader_changed(kwargs.get("dataloader_idx", 0)):
+            self.test_progress_bar.reset(total=self.total_test_batches_current_dataloader)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
