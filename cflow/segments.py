@@ -63,7 +63,7 @@ class Plan:
             boundaries = boundaries.detach()
             slack = slack if boundaries.dtype == torch.float64 else 1e-5
             boundaries = boundaries.double().to(exact.device)
-            check_inside(exact, boundaries)
+            check_inside(exact[:, None] if exact.ndim < boundaries.ndim else exact, boundaries)
         knots = _cat_knots(exact, boundaries)
         backward = exact[-1] < exact[0]
         key = torch.where(backward, -knots.view(len(knots), -1), knots.view(len(knots), -1))

@@ -1,0 +1,294 @@
+"""Solves against exact solutions: states, log-densities, kinetic energies, orders of convergence, batching."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torchdiffeq._impl.odeint import SOLVERS
+
+import cflow
+from cflow import PotentialFlow, Schedule, Solver
+
+from exact import Drift, Logistic, Pulsing, affine, symmetric
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+FIXED = [
+    "euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams",
+]  # fmt: skip
+ADAPTIVE = ["dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
+TIGHT = Solver("dopri8", rtol=1e-10, atol=1e-10)
+
+
+def any_solver(name, step_size=0.05, tol=1e-6, **kwargs):
+    return Solver(name, step_size=step_size, **kwargs) if name in FIXED else Solver(name, rtol=tol, atol=tol, **kwargs)
+
+
+def test_every_solver_of_torchdiffeq_is_listed_here():
+    assert set(FIXED) | set(ADAPTIVE) | {"scipy_solver"} == set(SOLVERS)
+
+
+@pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE, "scipy_solver"])
+@pytest.mark.parametrize("system", [Logistic, Pulsing])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_every_solver_against_the_exact_flow(method, system, per_sample):
+    z0 = 1.6 * torch.rand(5, 3) - 0.8
+    t0, t1 = (torch.rand(5), torch.tensor([1.3, 0.2, 0.9, -0.4, 0.5])) if per_sample else (0.2, 1.1)
+    path = PotentialFlow(system(), solver=any_solver(method, 0.01)).solve(z0, None, (t0, t1), log_density=True)
+    tol = 2e-2 if method == "euler" else 1e-4
+    torch.testing.assert_close(path.z[-1], system.flow(z0, t0, t1), rtol=tol, atol=tol)
+    torch.testing.assert_close(path.log_density_change[-1], system.log_density_change(z0, t0, t1), rtol=tol, atol=tol)
+    assert path.nfe > 0
+    assert path.steps > 0
+
+
+@pytest.mark.parametrize(("method", "tol", "marks"), [("dopri5", 1e-7, (10, 30)), ("dopri8", 1e-9, (5, 5))])
+@pytest.mark.parametrize("batch", [1, 200])
+def test_tolerance_is_met(method, tol, marks, batch):
+    z0 = 1.6 * torch.rand(batch, 6) - 0.8
+    matrix = symmetric(1, 6)[0]
+    matrix = matrix / torch.linalg.matrix_norm(matrix, 2)
+    quadratic = cflow.QuadraticPotential(matrix[None])
+    cases = [
+        (Logistic(), 1.0, Logistic.flow(z0, 0, 1), Logistic.log_density_change(z0, 0, 1)),
+        (Pulsing(), 8.0, Pulsing.flow(z0, 0, 8), Pulsing.log_density_change(z0, 0, 8)),
+        (quadratic, 1.0, affine(z0, matrix, torch.zeros(6), 1.0), -matrix.trace().expand(batch)),
+    ]
+    for net, horizon, z1, change in cases:
+        path = PotentialFlow(net, solver=Solver(method, rtol=tol, atol=tol)).solve(
+            z0, None, (0.0, horizon), log_density=True
+        )
+        state_error = ((path.z[-1] - z1).abs() / (1 + z1.abs())).max() / tol
+        density_error = ((path.log_density_change[-1] - change).abs() / (1 + change.abs())).max() / tol
+        assert state_error <= marks[0]
+        assert density_error <= marks[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "order"),
+    [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4), ("explicit_adams", 4), ("implicit_adams", 4)],
+)
+def test_observed_order_of_convergence(method, order):
+    z0 = 1.2 * torch.rand(4, 2) - 0.6
+    steps = [0.04, 0.02, 0.01]
+    # times that no step divides, so that an interpolated end point would show
+    t0, t1 = 0.1, 1.83
+    errors = []
+    for h in steps:
+        options = {"max_iters": 50} if method == "implicit_adams" else {}
+        solver = Solver(method, step_size=h, rtol=1e-13, atol=1e-13, options=options)
+        z1 = PotentialFlow(Pulsing(), solver=solver)(z0, None, (t0, t1))
+        errors.append((z1 - Pulsing.flow(z0, t0, t1)).abs().max().log2().item())
+    slope = (errors[0] - errors[-1]) / 2
+    assert order - 0.35 < slope < order + 1.6
+
+
+def test_trajectory_lands_on_every_requested_time():
+    z0, times = 1.2 * torch.rand(3, 2) - 0.6, [0.0, 0.31, 1.0, 2.77]
+    for solver in (Solver("rk4", step_size=0.02), TIGHT):
+        zs = PotentialFlow(Pulsing(), solver=solver).trajectory(z0, None, times)
+        torch.testing.assert_close(zs[0], z0, rtol=0, atol=0)
+        for z, t in zip(zs, times, strict=True):
+            torch.testing.assert_close(z, Pulsing.flow(z0, 0.0, t), rtol=1e-7, atol=1e-7)
+
+
+def test_per_sample_flows_match_matrix_exponentials():
+    matrix, shift = symmetric(3, 4), torch.randn(3, 4)
+    flow = PotentialFlow(cflow.QuadraticPotential(matrix, shift), solver=TIGHT)
+    z0, k, t1 = torch.randn(7, 4), torch.tensor([0, 1, 2, 2, 1, 0, 1]), torch.linspace(-2, 2, 7)
+    path = flow.solve(z0, k, (0.0, t1), log_density=True)
+    exact = torch.stack([affine(z0[i], matrix[k[i]], shift[k[i]], t1[i]) for i in range(7)])
+    torch.testing.assert_close(path.z[-1], exact, rtol=1e-8, atol=1e-8)
+    trace = matrix.diagonal(dim1=1, dim2=2).sum(1)[k]
+    torch.testing.assert_close(path.log_density_change[-1], -trace * t1, rtol=1e-8, atol=1e-8)
+
+
+def test_superposition_and_time_dependent_translation():
+    c, d = torch.randn(2, 3), torch.randn(2, 3)
+    flow = PotentialFlow(Drift(c, d), solver=TIGHT)
+    z0, w, context = torch.randn(4, 3), torch.randn(4, 2), torch.randn(4, 3)
+    z1 = flow(z0, w, (1.0, 3.0), context=context)
+    torch.testing.assert_close(z1, z0 + 2 * (w @ c) + 4 * (w @ d) + 2 * w.sum(1, keepdim=True) * context)
+
+
+@pytest.mark.parametrize("solver", [Solver("rk4", step_size=0.02), TIGHT])
+def test_kinetic_energy(solver):
+    matrix = symmetric(1, 3)
+    flow = PotentialFlow(cflow.QuadraticPotential(matrix), solver=solver)
+    z0 = torch.randn(4, 3)
+    # d‖v‖²/dt = 2 vᵀAv, so ∫½‖v‖² dt has the closed form below in the eigenbasis of A
+    values, vectors = torch.linalg.eigh(matrix[0])
+    y = z0 @ vectors
+    exact = (values * y**2 * (torch.exp(2 * values * 1.5) - 1) / 4).sum(-1)
+    forward = flow.solve(z0, None, (0.0, 1.5), kinetic_energy=True)
+    torch.testing.assert_close(forward.kinetic_energy[-1], exact, rtol=1e-6, atol=1e-8)
+    backward = flow.solve(forward.z[-1], None, (1.5, 0.0), kinetic_energy=True, log_density=True)
+    torch.testing.assert_close(backward.kinetic_energy[-1], exact, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(backward.log_density_change[-1], 1.5 * matrix[0].trace().expand(4))
+
+
+def test_density_integrates_to_one():
+    grid = torch.linspace(-0.9999, 0.9999, 40001)[:, None]
+    flow = PotentialFlow(Logistic(), solver=TIGHT)
+    base_density = torch.distributions.Beta(3.0, 3.0)  # on (−1, 1), where the flow stays
+    path = flow.solve(grid, None, (0.7, 0.0), log_density=True)
+    z0 = path.z[-1][:, 0]
+    log_q = base_density.log_prob((z0 + 1) / 2) - math.log(2) - path.log_density_change[-1]
+    assert abs(torch.trapezoid(log_q.exp(), grid[:, 0]).item() - 1) < 1e-4
+
+
+def test_inverse():
+    flow = PotentialFlow(cflow.MLPPotential(5, 3), solver=TIGHT)
+    z0 = torch.randn(6, 5)
+    k, t = torch.tensor([0, 1, 2, 0, 1, 2]), (torch.zeros(6), torch.linspace(-1, 4, 6))
+    for selection, times in [(1, (0.0, 4.0)), (1, [0.0, 1.0, 4.0]), (k, t)]:
+        torch.testing.assert_close(flow.inverse(flow(z0, selection, times), selection, times), z0, rtol=1e-7, atol=1e-7)
+
+
+SELECTIONS = {
+    "int": lambda: 1,
+    "index": lambda: torch.tensor([2, 0, 1, 1]),
+    "weights": lambda: torch.tensor([0.5, -1.0, 2.0]),
+    "weights_per_sample": lambda: torch.randn(4, 3),
+    "schedule": lambda: Schedule([-1.0, 1.1, 2.0, 9.0], [0, torch.tensor([2, 0, 1, 1]), torch.tensor([0.5, 0.0, 1.0])]),
+    "schedule_segment": lambda: Schedule([-1.0, 1.1, 9.0], torch.randn(2, 4, 3), clock="segment"),
+    "schedule_per_sample": lambda: Schedule(
+        torch.tensor([[-1.0] * 4, [0.5, 1.0, 2.5, 2.5], [0.5, 2.0, 2.5, 7.0], [9.0] * 4]), torch.randn(3, 4, 3)
+    ),
+}
+TIMES = {
+    "pair": lambda: (0.0, 3.0),
+    "backward": lambda: (3.0, 0.5),
+    "pair_per_sample": lambda: (torch.tensor([0.0, 1.0, 3.0, 2.0]), torch.tensor([2.0, 1.0, 0.5, 3.0])),
+    "list": lambda: [0, 0.5, 0.5, 3],
+    "tensor": lambda: torch.tensor([3.0, 1.1, 0.0]),
+    "matrix": lambda: torch.tensor([[0.0, 3.0, 1.0, 1.0], [1.0, 2.0, 1.0, 2.0], [3.0, 0.0, 1.0, 2.5]]),
+}
+
+
+def rows_of(k, i):
+    """The selection of sample i alone, as a batch of one."""
+    if isinstance(k, Schedule):
+        times = k.times if k.times.ndim == 1 else k.times[:, i : i + 1]
+        return Schedule(times, [rows_of(k.selections[s], i) for s in range(len(k))], clock=k.clock)
+    if isinstance(k, torch.Tensor) and (k.ndim == 2 or not k.is_floating_point()):
+        return k[i : i + 1]
+    return k
+
+
+@pytest.mark.parametrize(("selection", "times"), list(itertools.product(SELECTIONS, TIMES)))
+def test_selections_and_times_match_a_loop_over_samples(selection, times):
+    flow = PotentialFlow(cflow.MLPPotential(3, 3), solver=TIGHT)
+    k, t, z0 = SELECTIONS[selection](), TIMES[times](), torch.randn(4, 3)
+    path = flow.solve(z0, k, t, log_density=True, kinetic_energy=True)
+    for i in range(4):
+        row = torch.stack([torch.as_tensor(x, dtype=torch.float64).expand(4)[i] for x in t])
+        one = flow.solve(z0[i : i + 1], rows_of(k, i), row, log_density=True, kinetic_energy=True)
+        torch.testing.assert_close(path.z[:, i], one.z[:, 0], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(path.log_density_change[:, i], one.log_density_change[:, 0], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(path.kinetic_energy[:, i], one.kinetic_energy[:, 0], rtol=1e-8, atol=1e-8)
+        assert (path.kinetic_energy >= 0).all()
+
+
+@pytest.mark.parametrize("clock", ["absolute", "segment"])
+@pytest.mark.parametrize("solver", [Solver("rk4", step_size=0.25), TIGHT])
+def test_schedule_is_a_chain_of_solves(clock, solver):
+    flow = PotentialFlow(cflow.MLPPotential(3, 3), solver=solver)
+    z0, pieces, bounds = torch.randn(4, 3), [2, torch.randn(4, 3), torch.tensor([0, 1, 2, 0])], [1.0, 2.0, 2.5, 4.0]
+    z = z0
+    for k, a, b in zip(pieces, bounds, bounds[1:], strict=False):
+        z = flow(z, k, (a, b) if clock == "absolute" else (0.0, b - a))
+    schedule = Schedule(bounds, pieces, clock=clock)
+    torch.testing.assert_close(flow(z0, schedule, (1.0, 4.0)), z, rtol=1e-10, atol=1e-10)
+    back = flow.inverse(z, schedule, (1.0, 4.0))
+    torch.testing.assert_close(back, z0, rtol=1e-6, atol=1e-3 if solver.is_fixed else 1e-7)
+
+
+def test_velocity_at_a_boundary_is_that_of_the_later_piece():
+    flow = PotentialFlow(cflow.MLPPotential(3, 2), solver=TIGHT)
+    z = torch.randn(2, 3)
+    schedule = Schedule([0.0, 1.0, 1.0, 2.0], [0, 0, 1])
+    for t, k in [(0.0, 0), (0.99, 0), (1.0, 1), (2.0, 1)]:
+        torch.testing.assert_close(flow.velocity(z, schedule, t), flow.velocity(z, k, t))
+    segment = Schedule([0.0, 1.0, 2.0], [0, 1], clock="segment")
+    torch.testing.assert_close(flow.velocity(z, segment, 1.25), flow.velocity(z, 1, 0.25))
+    rows = flow.velocity(z, schedule, torch.tensor([0.5, 1.5]))
+    torch.testing.assert_close(rows[1], flow.velocity(z, 1, 1.5)[1])
+
+
+@pytest.mark.parametrize("method", ["euler", "rk4", "heun3"])
+def test_rows_are_independent_under_fixed_steps(method):
+    flow = PotentialFlow(cflow.MLPPotential(4, 2), solver=Solver(method, step_size=0.5))
+    z0, k = torch.randn(9, 4), torch.arange(9) % 2
+    together = flow(z0, k, (0.0, 4.0))
+    other = z0.clone()
+    other[1:] = 100 * torch.randn(8, 4)
+    assert (flow(other, k, (0.0, 4.0))[0] - together[0]).abs().max() <= 1e-12
+
+
+def test_euler_with_unit_steps_is_the_original_scheme():
+    net = cflow.MLPPotential(6, 3, output_tanh=True)
+    flow = PotentialFlow(net, solver=Solver("euler", step_size=1))
+    z = z0 = torch.randn(5, 6)
+    zs = [z0]
+    for t in range(1, 9):
+        leaf = z.detach().requires_grad_()
+        u = net(leaf, torch.tensor(float(t)))[:, 1]
+        z = z + torch.autograd.grad(u.sum(), leaf)[0]
+        zs.append(z)
+    times = [float(t) for t in range(1, 10)]
+    torch.testing.assert_close(flow.trajectory(z0, 1, times), torch.stack(zs), rtol=1e-12, atol=1e-12)
+
+
+def test_equal_times_are_the_identity_with_gradient_v():
+    flow = PotentialFlow(cflow.MLPPotential(3, 2), solver="dopri5")
+    z0, t1 = torch.randn(4, 3), torch.full((4,), 2.0, requires_grad=True)
+    z1 = flow(z0, 1, (torch.full((4,), 2.0), t1))
+    assert torch.equal(z1, z0)
+    (grad,) = torch.autograd.grad(z1.sum(), t1)
+    torch.testing.assert_close(grad, flow.velocity(z0, 1, 2.0).sum(-1))
+    assert torch.equal(flow(z0, 1, (5.0, 5.0)), z0)
+
+
+class Recorder(torch.nn.Module):
+    num_flows = 1
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, z, t):
+        assert t.shape == (len(z),)
+        self.seen.append(t.detach())
+        return (torch.sin(z) * torch.cos(t)[:, None]).sum(-1)
+
+
+@pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE, "scipy_solver"])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_potential_is_never_evaluated_outside_the_times(method, per_sample):
+    net = Recorder()
+    flow = PotentialFlow(net, solver=any_solver(method, 0.3, tol=1e-3, gradient="auto"))
+    lo, hi = torch.tensor([0.1, 2.0, 0.7]), torch.tensor([0.9, 2.3, 0.7])
+    t = (lo, hi) if per_sample else [0.1, 0.15, 0.9]
+    z0 = torch.randn(3, 2, requires_grad=True)
+    for start, end in [(0, -1), (-1, 0)]:
+        ordered = t if start == 0 else tuple(reversed(t))
+        flow(z0, None, ordered).sum().backward()
+    seen = torch.stack(net.seen)
+    low, high = (lo, hi) if per_sample else (torch.tensor(0.1), torch.tensor(0.9))
+    assert (seen >= low).all()
+    assert (seen <= high).all()
+
+
+def test_step_counts():
+    z0 = torch.randn(2, 2)
+    flow = PotentialFlow(Pulsing(), solver=Solver("rk4", step_size=0.1))
+    path = flow.solve(z0, None, (0.0, 0.3))
+    assert (path.steps, path.nfe) == (3, 12)
+    path32 = PotentialFlow(Pulsing(), solver=Solver("rk4", step_size=0.1)).solve(
+        z0, None, torch.tensor([0.0, 0.3], dtype=torch.float32)
+    )
+    assert path32.steps == 3
+    assert flow.solve(z0, None, (0.0, 0.31)).steps == 4
+    assert PotentialFlow(Pulsing(), solver="dopri5").solve(z0, None, (0.0, 8.0)).steps > 3

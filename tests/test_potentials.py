@@ -1,0 +1,105 @@
+"""Closed-form gradients and Laplacians against autograd, for every potential."""
+
+import pytest
+import torch
+
+import cflow
+from cflow import base
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+POTENTIALS = {
+    "mlp": lambda d, k: cflow.MLPPotential(d, k),
+    "mlp_wide": lambda d, k: cflow.MLPPotential(d, k, hidden=7),
+    "mlp_tanh": lambda d, k: cflow.MLPPotential(d, k, hidden=3, output_tanh=True),
+    "mlp_static": lambda d, k: cflow.MLPPotential(d, k, time_dependent=False),
+    "ridge": lambda d, k: cflow.RidgePotential(d, k, hidden=6),
+    "ridge_static": lambda d, k: cflow.RidgePotential(d, k, hidden=6, time_dependent=False),
+    "quadratic": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d), torch.randn(k, d)),
+    "quadratic_no_shift": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d)),
+    "sum": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d)) + cflow.RidgePotential(d, k) + Cubic(d, k),
+}
+
+
+class Cubic(torch.nn.Module):
+    def __init__(self, dim, num_flows):
+        super().__init__()
+        self.dim, self.num_flows = dim, num_flows
+        self.c = torch.nn.Parameter(torch.randn(num_flows))
+
+    def forward(self, z, t):
+        return (z**3).sum(-1, keepdim=True) * self.c * (1 + t[:, None])
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+@pytest.mark.parametrize(("dim", "num_flows"), [(1, 1), (2, 3), (5, 2), (8, 1)])
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_derivatives(name, dim, num_flows, per_sample):
+    net = POTENTIALS[name](dim, num_flows)
+    z = torch.randn(4, dim)
+    t = 8 * torch.rand(4) if per_sample else torch.tensor(1.3)
+    w = torch.randn(4, num_flows) if per_sample else torch.randn(num_flows)
+
+    def total(z):
+        return (base.value(net, z, t) * w).sum()
+
+    v, laplacian = base.gradient(net, z, w, t, laplacian=True)
+    hessian = torch.func.hessian(total)(z)
+    trace = torch.stack([hessian[i, :, i].trace() for i in range(4)])
+    torch.testing.assert_close(v, torch.func.grad(total)(z), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(laplacian, trace, rtol=1e-10, atol=1e-11)
+    torch.testing.assert_close(base.gradient(net, z, w, t)[0], v, rtol=1e-13, atol=1e-13)
+    assert base.value(net, z, t).shape == (4, num_flows)
+
+
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_derivatives_have_gradients(name):
+    net = POTENTIALS[name](2, 2)
+    params = dict(net.named_parameters())
+    z, w, t = torch.randn(3, 2), torch.randn(3, 2), torch.rand(3)
+
+    def function(z, w, t, *values):
+        for p, value in zip(params.values(), values, strict=True):
+            p.data = value.data
+        module = torch.nn.Module()
+        module.net = net
+        module.forward = lambda: torch.cat([x.flatten() for x in base.gradient(net, z, w, t, laplacian=True)])
+        return torch.func.functional_call(module, {f"net.{k}": v for k, v in zip(params, values, strict=True)}, ())
+
+    inputs = [x.detach().clone().requires_grad_() for x in (z, w, t, *params.values())]
+    assert torch.autograd.gradcheck(function, inputs, atol=1e-6, fast_mode=True)
+
+
+def test_sum_is_the_sum():
+    a, b = cflow.RidgePotential(3, 2), cflow.MLPPotential(3, 2)
+    z, t = torch.randn(4, 3), torch.tensor(0.7)
+    torch.testing.assert_close((a + b)(z, t), a(z, t) + b(z, t))
+    assert len((a + b + a).terms) == 3
+
+
+def test_time_features_keep_the_precision_of_the_model():
+    net = cflow.MLPPotential(8, 1)
+    frequency = net.float().double().time.features.frequency
+    torch.testing.assert_close(frequency[:4], torch.logspace(0, -4, 4), rtol=1e-15, atol=0)
+
+
+def test_far_ridges_do_not_overflow():
+    net = cflow.RidgePotential(2, 1, time_dependent=False)
+    u = net(torch.full((1, 2), 1e4), torch.tensor(0.0))
+    assert torch.isfinite(u).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: cflow.MLPPotential(0), "dim"),
+        (lambda: cflow.MLPPotential(2, 0), "num_flows"),
+        (lambda: cflow.RidgePotential(2, hidden=0), "hidden"),
+        (lambda: cflow.QuadraticPotential(torch.eye(2)), "matrix"),
+        (lambda: cflow.QuadraticPotential(torch.eye(2)[None], torch.zeros(3)), "shift"),
+        (lambda: cflow.MLPPotential(2) + cflow.MLPPotential(3), "terms"),
+    ],
+)
+def test_errors(make, word):
+    with pytest.raises(cflow.ArgumentError, match=f"^{word}: "):
+        make()
