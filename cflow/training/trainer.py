@@ -72,7 +72,7 @@ class FlowTrainer(Trainer):
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)
             print(results.table(numbers))
-            results.say_where(paths)
+            results.say_where([*sorted(folder.glob("checkpoints/*.ckpt")), *sorted(folder.glob("config.yaml")), *paths])
         return metrics
 
     def traverse(
