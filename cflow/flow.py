@@ -126,11 +126,12 @@ class PotentialFlow(nn.Module):
 
     def forward(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """End state (B, D) of the flow from z0 (B, D) at t[0] to t[-1]."""
-        return self.solve(z0, k, t, context=context).z[-1]
+        times = parse_times(t, batch=_batch(z0), least=2)
+        return self.solve(z0, k, times, context=context).z[-1]
 
     def inverse(self, z1: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """The state (B, D) at t[0] from which the flow reaches z1 (B, D) at t[-1]."""
-        times = parse_times(t, batch=_batch(z1), least=2)
+        times = parse_times(t, batch=_batch(z1, "z1"), least=2)
         return self.solve(z1, k, times.flip(0), context=context).z[-1]
 
     def trajectory(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from . import base
-from .errors import IntegrationError
+from .errors import ArgumentError, IntegrationError
 from .fields import Field, Quantities, check_potential
 from .segments import Plan
 from .selection import Selection
@@ -42,14 +42,12 @@ class Problem:
             boundaries = boundaries.to(z0.device, z0.dtype)
         inputs = (z0, times, self.selection.weights, boundaries, context, *self.parameters)
         recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-        self._check(z0, times, boundaries, context, recorded)
+        self._check(z0, times, boundaries, context)
         if recorded and self.solver.gradient_mode == "adjoint":
             return list(_Isolated.apply(self._run_adjoint, *inputs))
         return self._run(self.field, False, z0, times, self.selection.weights, boundaries, context)
 
-    def _check(
-        self, z0: Tensor, times: Tensor, boundaries: Tensor | None, context: Tensor | None, recorded: bool
-    ) -> None:
+    def _check(self, z0: Tensor, times: Tensor, boundaries: Tensor | None, context: Tensor | None) -> None:
         """Refuse a start that is not finite, and a user's potential that would give no or a wrong gradient."""
         if not bool(torch.isfinite(z0.detach()).all()):
             first = times.detach().flatten()[0]
@@ -63,7 +61,7 @@ class Problem:
             return
         selection = Selection(self.selection.weights, boundaries, self.selection.clock)
         for segment in self.plan.segments(times, selection, len(z0)):
-            check_potential(self.net, z0, segment, context, record=recorded)
+            check_potential(self.net, z0, segment, context, record=torch.is_grad_enabled())
             if boundaries is None:
                 return
 
@@ -148,13 +146,12 @@ class _Isolated(torch.autograd.Function):
         return tuple(out.detach() for out in ctx.outputs)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         wanted = [x for x in ctx.copies if x is not None and x.requires_grad]
         pairs = [(out, g) for out, g in zip(ctx.outputs, grads, strict=True) if out.requires_grad]
         device = ctx.outputs[0].device.type
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(device, enabled=False), torch.no_grad():
             found = iter(
                 torch.autograd.grad(
                     [out for out, _ in pairs],
@@ -165,4 +162,23 @@ class _Isolated(torch.autograd.Function):
                     materialize_grads=True,
                 )
             )
-        return (None, *(next(found) if x is not None and x.requires_grad else None for x in ctx.copies))
+        result = [next(found) if x is not None and x.requires_grad else None for x in ctx.copies]
+        if torch.is_grad_enabled():  # create_graph=True: refuse to be differentiated again, instead of silence
+            anchor = torch.zeros((), requires_grad=True)
+            result = [None if g is None else _NoSecondDerivative.apply(anchor, g) for g in result]
+        return (None, *result)
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The identity, with an error instead of a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        raise ArgumentError(
+            "gradient: the continuous adjoint has no second derivative; use Solver(…, gradient='direct') where a "
+            "gradient is differentiated again"
+        )

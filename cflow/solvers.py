@@ -234,7 +234,7 @@ class Integrator:
                 del settings["adjoint_options"]["norm"]
         with warnings.catch_warnings():
             if solver.is_scipy:
-                warnings.filterwarnings("ignore", "The following arguments have no relevance", UserWarning)
+                warnings.filterwarnings("ignore", "The following arguments have no (relevance|effect)", UserWarning)
             try:
                 out = (torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint)(func, y0, s, **settings)
             except AssertionError as error:  # torchdiffeq's own guards

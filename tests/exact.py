@@ -20,7 +20,7 @@ class Logistic(nn.Module):
 
     @classmethod
     def log_density_change(cls, z: Tensor, t0, t1) -> Tensor:
-        return -(torch.log1p(-cls.flow(z, t0, t1) ** 2) - torch.log1p(-(z**2))).sum(-1)
+        return -(torch.log1p(-(cls.flow(z, t0, t1) ** 2)) - torch.log1p(-(z**2))).sum(-1)
 
 
 class Pulsing(nn.Module):
