@@ -60,7 +60,9 @@ CALLS = {
     "gradient: expected one of .* Did you mean 'adjoint'": lambda: Solver("dopri5", gradient="adjont"),
     "gradient: 'discrete' is not available": lambda: Solver("rk4", step_size=1.0, gradient="discrete"),
     "gradient: 'scipy_solver' runs outside autograd": lambda: Solver("scipy_solver", gradient="direct"),
-    "options: 'dopri5' has no option 'max_stepp'. Did you mean 'max_step'": lambda: Solver("dopri5", options={"max_stepp": 1}),
+    "options: 'dopri5' has no option 'max_stepp'. Did you mean 'max_step'": lambda: Solver(
+        "dopri5", options={"max_stepp": 1}
+    ),
     "options: 'rk4' has no option 'first_step'": lambda: Solver("rk4", step_size=1.0, options={"first_step": 1}),
     "options: 'dopri5' has no option 'step_t'. cflow sets it": lambda: Solver("dopri5", options={"step_t": 1}),
     "options: solver='LSOD' is no solver": lambda: Solver("scipy_solver", options={"solver": "LSOD"}),
@@ -86,7 +88,8 @@ class Cubic(nn.Module):
 
 SOLVERS = [
     Solver("rk4", step_size=0.05), Solver("euler", step_size=0.02), Solver("dopri5"), Solver("dopri8"), Solver("bosh3"),
-    Solver("explicit_adams", step_size=0.02), Solver("scipy_solver"), Solver("scipy_solver", options={"solver": "RK45"}),
+    Solver("explicit_adams", step_size=0.02), Solver("scipy_solver"),
+    Solver("scipy_solver", options={"solver": "RK45"}),
 ]  # fmt: skip
 
 
