@@ -71,13 +71,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
-        if broken is not None:
-            raise DataError(f"path: {str(file)!r} is damaged (checksum of {broken}); use another checkpoint")
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = None if broken else torch.load(file, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError) as error:
         raise DataError(f"path: {str(file)!r} cannot be read as a checkpoint ({error})") from None
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise DataError(f"path: {str(file)!r} holds more than tensors and plain values: {error}") from None
+    if broken:
+        raise DataError(f"path: {str(file)!r} is damaged (checksum of {broken}); use another checkpoint")
     if not isinstance(content, dict):
         raise DataError(f"path: {str(file)!r} is no checkpoint of cflow")
     return content

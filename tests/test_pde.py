@@ -1,0 +1,148 @@
+"""The Hamilton-Jacobi residual against exact solutions of the equation, and against hand-made residuals."""
+
+import pytest
+import torch
+from torch import nn
+
+import cflow
+from cflow import PotentialFlow, Schedule, Solver
+from cflow.pde import HamiltonJacobi
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+class Explosion(nn.Module):
+    """u_k = ‖z − m_k‖² / (2 (t + c)): ∂_t u = −‖z − m‖² / (2 (t + c)²) = −½‖∇u‖², the free motion out of m."""
+
+    def __init__(self, centres, c=1.0):
+        super().__init__()
+        self.centres, self.c = nn.Parameter(centres), c
+        self.num_flows, self.dim = centres.shape
+
+    def forward(self, z, t):
+        return (z[:, None] - self.centres).square().sum(-1) / (2 * (t + self.c))[:, None]
+
+
+class PlaneWaves(nn.Module):
+    """u_k = p_k·z + a_k t, for which ∂_t u + ½‖∇u‖² = Σ w_k a_k + ½‖Σ w_k p_k‖² everywhere."""
+
+    def __init__(self, p, a):
+        super().__init__()
+        self.p, self.a = nn.Parameter(p), nn.Parameter(a)
+        self.num_flows, self.dim = p.shape
+
+    def forward(self, z, t):
+        return z @ self.p.mT + t[:, None] * self.a
+
+
+class Constant(nn.Module):
+    def __init__(self, values):
+        super().__init__()
+        self.values = nn.Parameter(torch.as_tensor(values))
+
+    def forward(self, z, t):
+        return self.values.expand(len(z), -1)
+
+
+def test_residual_vanishes_on_an_exact_solution():
+    pde = HamiltonJacobi(Explosion(torch.randn(3, 2)), Constant([0.0, 0.0, 0.0]))
+    z, k = torch.randn(5, 2), torch.tensor([0, 1, 2, 2, 0])
+    for selection in (1, k):
+        for t in (0.7, torch.rand(5), torch.tensor(2.0)):
+            residual = pde.residual(z, selection, t)
+            assert residual.shape == (5,)
+            assert residual.abs().max() < 1e-13
+    # half of a solution is none: ½ ∂_t u + ⅛‖∇u‖² = −⅛‖∇u‖²
+    half = torch.tensor([0.5, 0.0, 0.0])
+    distance = (z - pde.potential.centres[0]).square().sum(-1)
+    torch.testing.assert_close(pde.residual(z, half, 1.0), -distance / 8 / 4)
+
+
+def test_solutions_move_straight_ahead():
+    # the physics behind the test above: under Explosion z − m grows like t + c
+    net = Explosion(torch.randn(1, 2))
+    z0, t = torch.randn(4, 2), [0.0, 0.5, 2.0]
+    zs = PotentialFlow(net, solver=Solver("dopri8", rtol=1e-10, atol=1e-10)).trajectory(z0, None, t)
+    for z, s in zip(zs, t, strict=True):
+        torch.testing.assert_close(z, net.centres + (z0 - net.centres) * (s + 1))
+
+
+def test_superposition_and_force():
+    p, a, f = torch.randn(2, 3), torch.randn(2), torch.randn(2)
+    pde = HamiltonJacobi(PlaneWaves(p, a), Constant(f))
+    z = torch.randn(4, 3)
+    for w in (torch.randn(2), torch.randn(4, 2)):
+        rows = w.expand(4, 2)
+        exact = rows @ a + 0.5 * (rows @ p).square().sum(-1) + (rows @ f).square()
+        torch.testing.assert_close(pde.residual(z, w, 0.3), exact)
+
+
+def test_schedules_choose_the_piece_and_the_clock():
+    p, a = torch.randn(2, 3), torch.randn(2)
+    z, w = torch.randn(4, 3), torch.randn(4, 2)
+    pde = HamiltonJacobi(PlaneWaves(p, a), Constant([0.0, 0.0]))
+    schedule = Schedule(torch.tensor([[0.0] * 4, [0.5, 1.0, 1.5, 2.0], [4.0] * 4]), [0, w])
+    found = pde.residual(z, schedule, torch.tensor([0.1, 1.2, 1.2, 2.0]))
+    later = torch.tensor([False, True, False, True])
+    rows = torch.where(later[:, None], w, torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(found, rows @ a + 0.5 * (rows @ p).square().sum(-1))
+    net = Explosion(torch.randn(1, 3))
+    on_segment = HamiltonJacobi(net, Constant([0.0])).loss(
+        z[None], Schedule([0.0, 2.0, 4.0], [0, 0], clock="segment"), [2.5]
+    )
+    torch.testing.assert_close(on_segment, (z - net.centres).square().sum(-1).mean() / 1.5**2)
+
+
+def test_loss_is_the_mean_square_and_the_initial_condition():
+    p, a, f = torch.randn(2, 3), torch.randn(2), torch.randn(2)
+    z, k = torch.randn(3, 4, 3), torch.tensor([0, 1, 1, 0])
+    residual = a[k] + 0.5 * p[k].square().sum(-1) + f[k].square()
+    for weight in (0.0, 1.0, 2.5):
+        pde = HamiltonJacobi(PlaneWaves(p, a), Constant(f), initial_weight=weight)
+        exact = residual.square().mean() + weight * p[k].square().sum(-1).mean()
+        for t in ([0.0, 1.0, 2.0], torch.rand(3, 4)):
+            torch.testing.assert_close(pde.loss(z, k, t), exact)
+    with pytest.raises(cflow.ArgumentError, match="^t: expected"):
+        pde.loss(z, k, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("make", [cflow.MLPPotential, cflow.RidgePotential])
+def test_residual_of_networks_against_finite_differences(make):
+    net, force = make(3, 2), cflow.MLPPotential(3, 2)
+    z, t, h = torch.randn(4, 3), torch.rand(4), 1e-5
+    found = HamiltonJacobi(net, force).residual(z, 1, t)
+    du_dt = (net(z, t + h) - net(z, t - h))[:, 1] / (2 * h)
+    steps = h * torch.eye(3)
+    grad = torch.stack([(net(z + e, t) - net(z - e, t))[:, 1] / (2 * h) for e in steps], -1)
+    exact = du_dt + 0.5 * grad.square().sum(-1) + force(z, t)[:, 1].square()
+    torch.testing.assert_close(found, exact, rtol=1e-7, atol=1e-8)
+
+
+def test_loss_has_gradients_to_everything():
+    pde = HamiltonJacobi(cflow.MLPPotential(2, 2), cflow.MLPPotential(2, 2))
+    z, w = torch.randn(3, 4, 2, requires_grad=True), torch.randn(4, 2, requires_grad=True)
+    t = torch.rand(3, 4, requires_grad=True)
+    inputs = [z, w, t, *pde.parameters()]
+    grads = torch.autograd.grad(pde.loss(z, w, t), inputs)
+    assert all(bool((g != 0).any()) for g in grads)
+    assert torch.autograd.gradcheck(lambda z, w, t: pde.loss(z, w, t), [z, w, t], fast_mode=True)
+
+
+class Still(nn.Module):
+    num_flows = 1
+
+    def forward(self, z, t):
+        return z.square().sum(-1)
+
+
+def test_a_potential_without_t_is_refused():
+    force = Constant([0.0])
+    for net in (cflow.QuadraticPotential(torch.eye(2)[None]), cflow.MLPPotential(2, time_dependent=False)):
+        with pytest.raises(cflow.ArgumentError, match="^potential: .* does not depend on t"):
+            HamiltonJacobi(net, force)
+    pde = HamiltonJacobi(Still(), force)
+    for mode in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
+        with mode, pytest.raises(cflow.ArgumentError, match="^potential: Still does not depend on t"):
+            pde.residual(torch.randn(3, 2), None, 0.5)
+    sum_of_both = cflow.QuadraticPotential(torch.eye(2)[None]) + cflow.MLPPotential(2)
+    HamiltonJacobi(sum_of_both, force).residual(torch.randn(3, 2), None, 0.5)
