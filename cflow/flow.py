@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import base
 from .errors import ArgumentError, ArgumentTypeError
 from .fields import Divergence, Quantities, check_module, rademacher_like, velocity_and_divergence
-from .problem import Problem
+from .problem import Problem, outside_inference_mode
 from .segments import Plan
 from .selection import Selecting, parse_selection
 from .solvers import Solver, as_solver
@@ -209,7 +209,7 @@ class PotentialFlow(nn.Module):
         """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
         with _plain_mode(z):
             z, context = self._state(z, context, "z")
-            u = base.value(self.net, z, parse_instant(t, batch=len(z), like=z), context)
+            u = base.value(self.net, z, self._instant(t, z), context)
             self._num_flows = u.shape[1]
             return u
 
@@ -219,10 +219,11 @@ class PotentialFlow(nn.Module):
         self, z: Tensor, k: Selecting, t: Times, context: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         z, context = self._state(z, context, "z")
-        instant = parse_instant(t, batch=len(z), like=z)
+        instant = self._instant(t, z)
         self._learn_num_flows(z, instant, context)
         selection = parse_selection(k, batch=len(z), num_flows=self.num_flows, like=z)
-        return (z, *selection.at(instant, len(z)), context)
+        w, seen = selection.at(instant, len(z))
+        return z, outside_inference_mode(w), seen, context
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""
@@ -237,10 +238,11 @@ class PotentialFlow(nn.Module):
             if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
                 got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
                 raise ArgumentError(f"context: expected a tensor (B, …) with B = {len(z)}, got {got}")
-            context = context.to(z.device)
-            if torch.is_inference(context) and not torch.is_inference_mode_enabled():
-                context = context.clone()
-        return z, context
+            context = outside_inference_mode(context.to(z.device))
+        return outside_inference_mode(z), context
+
+    def _instant(self, t: Times, z: Tensor) -> Tensor:
+        return outside_inference_mode(parse_instant(t, batch=len(z), like=z))
 
     def _learn_num_flows(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
         if self._num_flows is None:

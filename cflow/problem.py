@@ -17,6 +17,11 @@ from .selection import Selection
 from .solvers import Integrator, Solver, State
 
 
+def outside_inference_mode(x: Tensor) -> Tensor:
+    """x, or a copy of a tensor that was made in inference mode, which autograd would refuse to save."""
+    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
+
+
 @dataclass
 class Problem:
     """One solve: everything but its differentiable inputs."""
@@ -37,15 +42,16 @@ class Problem:
 
     def solve(self, z0: Tensor, times: Tensor, context: Tensor | None) -> list[Tensor]:
         """States (N, B, D) and integrals (N, B) at the requested times."""
-        boundaries = self.selection.boundaries
+        boundaries, weights = self.selection.boundaries, outside_inference_mode(self.selection.weights)
         if boundaries is not None:
-            boundaries = boundaries.to(z0.device, z0.dtype)
-        inputs = (z0, times, self.selection.weights, boundaries, context, *self.parameters)
+            boundaries = outside_inference_mode(boundaries.to(z0.device, z0.dtype))
+        times = outside_inference_mode(times)
+        inputs = (z0, times, weights, boundaries, context, *self.parameters)
         recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
         self._check(z0, times, boundaries, context)
         if recorded and self.solver.gradient_mode == "adjoint":
             return list(_Isolated.apply(self._run_adjoint, *inputs))
-        return self._run(self.field, False, z0, times, self.selection.weights, boundaries, context)
+        return self._run(self.field, False, z0, times, weights, boundaries, context)
 
     def _check(self, z0: Tensor, times: Tensor, boundaries: Tensor | None, context: Tensor | None) -> None:
         """Refuse a start that is not finite, and a user's potential that would give no or a wrong gradient."""

@@ -150,7 +150,7 @@ def test_two_flows_composed_are_a_schedule():
 
 def test_transform_needs_two_times_and_vectors_of_the_right_dimension():
     flow = quadratic_flow()
-    with pytest.raises(cflow.ArgumentError, match="^t: expected at least two times"):
+    with pytest.raises(cflow.ArgumentError, match=r"^t: expected at least two times"):
         flow.transform(0, 1.0)
     with pytest.raises(cflow.ArgumentError, match="D = 2"):
         flow.transform(0, (0.0, 1.0))(torch.randn(4, 3))
@@ -252,7 +252,7 @@ def test_prior_gradients_shapes_and_errors():
     assert (prior.diffusion > 0).all()
     with pytest.raises(cflow.ArgumentError, match="inside the schedule"):
         prior(Schedule([0.0, 1.0], [0]), 2.0)
-    with pytest.raises(cflow.ArgumentError, match="^initial"):
+    with pytest.raises(cflow.ArgumentError, match=r"^initial"):
         cflow.DiffusionPrior(4, initial=0.0)
-    with pytest.raises(cflow.ArgumentError, match="^dim"):
+    with pytest.raises(cflow.ArgumentError, match=r"^dim"):
         cflow.DiffusionPrior(0)

@@ -1,129 +1,350 @@
-"""Grad modes, dtypes, copies, and what importing the library loads."""
+"""What surrounds a solve must not change it: gradient modes, autocast, precision, copies, files, patched parameters."""
 
 import copy
+import io
 import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 import cflow
-from cflow import PotentialFlow, Solver
+from cflow import PotentialFlow, Schedule, Solver
+
+RK4 = Solver("rk4", step_size=0.25)
+SOLVERS = [RK4, Solver("dopri5"), Solver("scipy_solver")]
 
 
-class Module(torch.nn.Module):
-    num_flows = 2
+class Swirl(nn.Module):
+    """A user's potential without closed forms."""
+
+    dim, num_flows = 3, 2
 
     def __init__(self):
         super().__init__()
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        self.rate = nn.Parameter(torch.tensor([0.7, -1.1]))
+
+    def forward(self, z, t, context=None):
+        u = (torch.sin(z) * torch.cos(t)[:, None]).sum(-1, keepdim=True) * self.rate
+        return u if context is None else u + (context * z).sum(-1, keepdim=True)
+
+
+POTENTIALS = {
+    "mlp": lambda: cflow.MLPPotential(3, 2),
+    "ridge": lambda: cflow.RidgePotential(3, 2, hidden=5),
+    "quadratic": lambda: cflow.QuadraticPotential(0.3 * torch.randn(2, 3, 3)),
+    "user": Swirl,
+    "sum": lambda: cflow.MLPPotential(3, 2) + Swirl(),
+}
+each_potential = pytest.mark.parametrize("name", POTENTIALS)
+
+
+def everything(flow, z, k=1, t=(0.0, 2.0), context=None):
+    """All that a flow computes, in one list."""
+    path = flow.solve(z, k, t, log_density=True, kinetic_energy=True, context=context)
+    point = [f(z, k, 0.5, context) for f in (flow.velocity, flow.divergence)]
+    return [path.z, path.log_density_change, path.kinetic_energy, *point, flow.potential(z, 0.5, context)]
+
+
+def assert_all_close(got, wanted, **tolerances):
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, **tolerances)
+
+
+@each_potential
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.method)
+def test_results_do_not_depend_on_whether_gradients_are_recorded(name, solver):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver=solver), torch.randn(4, 3)
+    recorded = everything(flow, z)
+    assert recorded[0].requires_grad
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            found = everything(flow, z)
+            fresh = everything(flow, z.clone(), torch.ones(4, dtype=torch.int64))  # an inference tensor, in its mode
+        assert not any(x.requires_grad for x in found)
+        assert (found[3] != 0).any()
+        assert_all_close(found, recorded, rtol=1e-6, atol=1e-6)
+        assert_all_close(fresh, recorded, rtol=1e-5, atol=1e-5)
+
+
+def test_tensors_made_in_inference_mode_are_welcome_outside():
+    flow = PotentialFlow(Swirl(), solver="dopri5")
+    with torch.inference_mode():
+        z, t, w, context = torch.randn(4, 3), torch.tensor([0.0, 2.0]), torch.randn(4, 2), torch.randn(4, 3)
+    plain = [x.clone() for x in (z, t, w, context)]
+    wanted = flow(plain[0], plain[2], plain[1], context=plain[3])
+    found = flow(z, w, t, context=context)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(flow.velocity(z, w, t[0], context), flow.velocity(plain[0], plain[2], 0.0, plain[3]))
+    found.sum().backward()
+    assert (flow.net.rate.grad != 0).all()
+
+
+def test_hamilton_jacobi_in_inference_mode():
+    pde = cflow.pde.HamiltonJacobi(cflow.MLPPotential(3, 2), cflow.MLPPotential(3, 2))
+    z = torch.randn(4, 3)
+    wanted = pde.residual(z, 1, 0.5)
+    with torch.inference_mode():
+        torch.testing.assert_close(pde.residual(z, 1, 0.5), wanted)
+
+
+@each_potential
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.method)
+def test_autocast_does_not_reach_into_a_solve(name, solver):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver=solver), torch.randn(4, 3, requires_grad=True)
+    wanted = everything(flow, z)
+    (grad,) = torch.autograd.grad(wanted[0].sum(), z)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = everything(flow, z)
+        with torch.inference_mode():
+            quiet = everything(flow, z)
+    (again,) = torch.autograd.grad(found[0].sum(), z)
+    assert all(x.dtype == torch.float32 for x in [*found, *quiet])
+    assert_all_close([*found, again], [*wanted, grad], rtol=1e-6, atol=1e-6)
+    assert_all_close(quiet, wanted, rtol=1e-6, atol=1e-6)
+
+
+@each_potential
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_precision_of_a_solve_is_that_of_the_potential(name, dtype):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver="dopri5").to(dtype), torch.randn(4, 3)
+    found = everything(flow, z.to(dtype), torch.randn(4, 2))  # weights in another precision are cast
+    assert all(x.dtype == dtype for x in found)
+    for half in (torch.bfloat16, torch.float16):
+        low = z.to(half)
+        assert flow(low, 0, (0.0, 1.0)).dtype == dtype
+        torch.testing.assert_close(flow(low, 0, (0.0, 1.0)), flow(low.to(dtype), 0, (0.0, 1.0)))
+    for t in (torch.tensor([0.0, 1.0], dtype=torch.float16), torch.tensor([0, 1])):
+        torch.testing.assert_close(flow(z.to(dtype), 0, t), flow(z.to(dtype), 0, (0.0, 1.0)))
+
+
+def test_float32_solves_agree_with_float64():
+    flow, z = PotentialFlow(cflow.MLPPotential(4, 2), solver="dopri5"), torch.randn(5, 4)
+    single = everything(flow, z)
+    double = everything(flow.double(), z.double())
+    assert_all_close([x.double() for x in single], double, rtol=1e-4, atol=1e-4)
+
+
+def test_another_precision_is_an_error_that_says_what_to_do():
+    flow = PotentialFlow(cflow.MLPPotential(3), solver="dopri5")
+    with pytest.raises(cflow.ArgumentTypeError, match=r"z0: has dtype torch.float64.*\.to\(torch.float64\)"):
+        flow(torch.zeros(2, 3, dtype=torch.float64), None, (0.0, 1.0))
+    with pytest.raises(cflow.ArgumentTypeError, match="z0"):
+        flow(torch.zeros(2, 3, dtype=torch.int64), None, (0.0, 1.0))
+
+
+# --- copies and files ---------------------------------------------------------------------------------------
+
+
+def through_a_file(flow):
+    buffer = io.BytesIO()
+    torch.save(flow, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda flow: pickle.loads(pickle.dumps(flow)),
+    "torch.save": through_a_file,
+}
+
+
+@each_potential
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_compute_the_same_and_stand_alone(name, way):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(4, 3)
+    wanted = everything(flow, z)
+    twin = COPIES[way](flow)
+    assert twin.solver == flow.solver
+    for p in flow.parameters():
+        p.data.add_(1.0)
+    assert_all_close(everything(twin, z), wanted, rtol=0, atol=0)
+    assert (everything(flow, z)[3] - wanted[3]).abs().max() > 1e-3
+
+
+@each_potential
+def test_state_dict(name):
+    one, other = (PotentialFlow(POTENTIALS[name](), solver=RK4) for _ in range(2))
+    z = torch.randn(4, 3)
+    other.load_state_dict(one.state_dict())
+    assert_all_close(everything(other, z), everything(one, z), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, Solver("dopri8", rtol=1e-7, options={"first_step": 0.1})])
+def test_solvers_and_schedules_are_values(solver):
+    assert copy.deepcopy(solver) == solver
+    assert pickle.loads(pickle.dumps(solver)) == solver
+    assert eval(repr(solver), {"Solver": Solver}) == solver
+    schedule = pickle.loads(pickle.dumps(Schedule([0.0, 1.0, 2.0], [0, torch.ones(2)], clock="segment")))
+    assert (len(schedule), schedule.clock) == (2, "segment")
+    with pytest.raises(AttributeError):
+        solver.rtol = 1.0
+
+
+# --- patched parameters -------------------------------------------------------------------------------------
+
+MODES = pytest.mark.parametrize("mode", ["adjoint", "direct"])
+
+
+class Growth(nn.Module):
+    """u = ½ a ‖z‖², so that z(t) = z0 exp(a t). `a` may be patched, parametrised, or tied to another parameter."""
+
+    num_flows = 1
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
 
     def forward(self, z, t):
-        return self.net(torch.cat([z, t[:, None]], 1))
+        return 0.5 * self.a * z.square().sum(-1)
 
 
-NETS = {
-    "mlp": lambda: cflow.MLPPotential(3, 2),
-    "ridge": lambda: cflow.RidgePotential(3, 2),
-    "quadratic": lambda: cflow.QuadraticPotential(torch.randn(2, 3, 3)),
-    "module": Module,
-}
-SOLVERS = [Solver("rk4", step_size=0.5), Solver("dopri5")]
+def tight(mode):
+    return Solver("dopri8", rtol=1e-9, atol=1e-9, gradient=mode)
 
 
-@pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.method)
-def test_results_do_not_depend_on_the_grad_mode(name, solver):
-    flow = PotentialFlow(NETS[name](), solver=solver)
-    z0 = torch.randn(4, 3)
+@MODES
+def test_two_solves_with_patched_parameters_keep_their_own(mode):
+    flow = PotentialFlow(Growth(), solver=tight(mode))
+    z0, t = torch.randn(3, 2, dtype=torch.float64), (0.0, 1.0)
+    a, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (0.5, -1.0))
+    first = torch.func.functional_call(flow, {"net.a": a}, (z0, None, t))
+    middle = flow(z0, None, t)
+    second = torch.func.functional_call(flow, {"net.a": b}, (z0, None, t))
+    for z1, x in ((first, a), (middle, flow.net.a), (second, b)):
+        torch.testing.assert_close(z1, z0 * x.exp())
+    # the backward solves run when the originals are long back in place
+    grads = torch.autograd.grad((first + 2 * middle + 3 * second).sum(), [a, flow.net.a, b])
+    for factor, grad, x in zip((1, 2, 3), grads, (a, flow.net.a, b), strict=True):
+        torch.testing.assert_close(grad, factor * (z0 * x.exp()).sum())
 
-    def everything():
-        path = flow.solve(z0.clone(), 1, [0.0, 1.0, 2.0], log_density=True, kinetic_energy=True)
-        at = flow.velocity(z0, 1, 0.3), flow.divergence(z0, 1, 0.3), flow.potential(z0, 0.3)
-        return [path.z, path.log_density_change, path.kinetic_energy, *at]
 
-    recorded = everything()
-    assert recorded[0].requires_grad
-    assert recorded[3].abs().max() > 1e-4
+@MODES
+def test_a_parametrised_potential(mode):
+    class Exp(nn.Module):
+        def forward(self, x):
+            return x.exp()
+
+    net = Growth()
+    parametrize.register_parametrization(net, "a", Exp())
+    raw = net.parametrizations.a.original
+    z0 = torch.randn(3, 2, dtype=torch.float64)
+    z1 = PotentialFlow(net, solver=tight(mode))(z0, None, (0.0, 0.7))
+    exact = z0 * (0.7 * raw.exp()).exp()
+    torch.testing.assert_close(z1, exact)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), raw)[0] for x in (z1, exact)))
+
+
+@MODES
+def test_tied_parameters_count_once(mode):
+    one, other = Growth(), Growth()
+    other.a = one.a
+    one.dim = other.dim = 2
+    z0 = torch.randn(3, 2, dtype=torch.float64)
+    flow = PotentialFlow(cflow.SumPotential(one, other), solver=tight(mode))
+    z1, exact = flow(z0, None, (0.0, 0.7)), z0 * (1.4 * one.a).exp()
+    torch.testing.assert_close(z1, exact)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), one.a)[0] for x in (z1, exact)))
+
+
+@MODES
+def test_a_parameter_that_is_no_leaf(mode):
+    net, base = Growth(), torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+    del net.a
+    net.a = base.square()  # not registered, so not among the parameters
+    flow = PotentialFlow(net, solver=tight(mode))
+    with pytest.raises(cflow.ArgumentError, match="context="):
+        flow(torch.randn(3, 2, dtype=torch.float64), None, (0.0, 1.0))
+
+
+@MODES
+def test_frozen_parameters_and_inputs_without_gradient(mode):
+    net = cflow.MLPPotential(2, 2)
+    for name, p in net.named_parameters():
+        p.requires_grad_(name == "a")
+    PotentialFlow(net, solver=Solver("dopri5", gradient=mode))(torch.randn(3, 2), 1, (0.0, 1.0)).sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is not None] == ["a"]
+    net.requires_grad_(False)
+    z1 = PotentialFlow(net, solver=Solver("dopri5", gradient=mode))(torch.randn(3, 2), 1, (0.0, 1.0))
+    assert not z1.requires_grad
+
+
+@MODES
+def test_backward_may_run_twice(mode):
+    flow, z0 = PotentialFlow(cflow.MLPPotential(2), solver=Solver("dopri5", gradient=mode)), torch.randn(3, 2)
+    z0.requires_grad_()
+    z1 = flow(z0, None, (0.0, 2.0))
+    first, second = (torch.autograd.grad(z1.sum(), z0, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6)
+
+
+def test_the_adjoint_solve_is_out_of_reach_of_autocast_too():
+    flow, z0 = PotentialFlow(cflow.MLPPotential(2), solver="dopri5"), torch.randn(3, 2, requires_grad=True)
+    z1 = flow(z0, None, (0.0, 2.0))
+    wanted = torch.autograd.grad(z1.sum(), z0, retain_graph=True)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(torch.autograd.grad(z1.sum(), z0)[0], wanted, rtol=1e-6, atol=1e-6)
+
+
+@MODES
+def test_parameters_changed_in_place_before_the_backward_pass_are_an_error(mode):
+    flow = PotentialFlow(cflow.MLPPotential(2), solver=Solver("dopri5", gradient=mode))
+    z1 = flow(torch.randn(3, 2), None, (0.0, 2.0))
     with torch.no_grad():
-        plain = everything()
-    with torch.inference_mode():
-        inference = everything()
-    with torch.inference_mode():
-        path = flow.solve(torch.ones(2, 3) * z0[:2], 1, (0.0, 1.0))  # z0 itself is an inference tensor
-    assert not torch.equal(path.z[-1], path.z[0])
-    for a, b, c in zip(recorded, plain, inference, strict=True):
-        assert not b.requires_grad
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-        torch.testing.assert_close(a, c, rtol=1e-6, atol=1e-7)
+        for p in flow.parameters():
+            p.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z1.sum().backward()
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_autocast_and_half_precision_states(name):
-    flow = PotentialFlow(NETS[name](), solver=Solver("rk4", step_size=0.5, gradient="adjoint"))
-    z0 = torch.randn(4, 3).bfloat16()
-    wanted = flow(z0.float(), 1, (0.0, 2.0))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        got = flow(z0, 1, (0.0, 2.0))
-        assert flow.velocity(z0, 1, 0.0).dtype == torch.float32
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got, wanted)
-    got.sum().backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in flow.parameters())
+def test_an_optimiser_step_learns_through_both_modes():
+    z0, target = torch.randn(64, 2), torch.tensor([1.0, -2.0])
+    for mode in ("adjoint", "direct"):
+        flow = PotentialFlow(
+            cflow.QuadraticPotential(torch.zeros(1, 2, 2), torch.zeros(1, 2)), solver=Solver("dopri5", gradient=mode)
+        )
+        optimiser = torch.optim.Adam(flow.parameters(), lr=0.1)
+        for _ in range(60):
+            optimiser.zero_grad()
+            (flow(z0, None, (0.0, 1.0)) - z0 - target).square().mean().backward()
+            optimiser.step()
+        torch.testing.assert_close(flow.net.shift[0].detach(), target, rtol=0.1, atol=0.1)
 
 
-def test_dtypes_of_weights_and_times_are_cast():
-    flow = PotentialFlow(cflow.MLPPotential(3, 2), solver="dopri5")
-    z0 = torch.randn(4, 3)
-    wanted = flow(z0, torch.tensor([0.0, 1.0]), (0.0, 1.0))
-    assert wanted.dtype == torch.float32
-    for k, t in [
-        (torch.tensor([0.0, 1.0]).double(), torch.tensor([0, 1])),
-        (torch.tensor([0.0, 1.0]).half(), [0, 1.0]),
-    ]:
-        torch.testing.assert_close(flow(z0, k, t), wanted)
-    double = copy.deepcopy(flow).double()
-    torch.testing.assert_close(double(z0.double(), 1, (0.0, 1.0)).float(), wanted, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_copies(name):
-    flow = PotentialFlow(NETS[name](), solver=Solver("rk4", step_size=0.5))
-    z0 = torch.randn(2, 3)
-    wanted = flow(z0, 1, (0.0, 1.0))
-    other = PotentialFlow(NETS[name](), solver=flow.solver)
-    other.load_state_dict(flow.state_dict())
-    for twin in (copy.deepcopy(flow), pickle.loads(pickle.dumps(flow)), other):
-        torch.testing.assert_close(twin(z0, 1, (0.0, 1.0)), wanted)
-    with torch.no_grad():
-        next(iter(flow.parameters())).mul_(2)
-    assert not torch.allclose(flow(z0, 1, (0.0, 1.0)), wanted)
-
-
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
-def test_empty_batch(method):
-    flow = PotentialFlow(cflow.MLPPotential(3, 2), solver=Solver(method, step_size=1.0 if method == "rk4" else None))
-    path = flow.solve(torch.zeros(0, 3), 1, [0.0, 1.0, 2.0], log_density=True, kinetic_energy=True)
-    assert (path.z.shape, path.log_density_change.shape, path.kinetic_energy.shape) == ((3, 0, 3), (3, 0), (3, 0))
-    assert flow(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), (0.0, 1.0)).shape == (0, 3)
+def test_an_empty_batch_returns_empty():
+    for solver in SOLVERS:
+        flow = PotentialFlow(Swirl(), solver=solver)
+        none = torch.zeros(0, 3)
+        path = flow.solve(
+            none, torch.zeros(0, dtype=torch.int64), [0.0, 1.0, 2.0], log_density=True, kinetic_energy=True
+        )
+        assert path.z.shape == (3, 0, 3)
+        assert path.log_density_change.shape == path.kinetic_energy.shape == (3, 0)
+        assert flow(none, 1, (torch.zeros(0), torch.ones(0))).shape == (0, 3)
+        assert flow.velocity(none, 1, 0.0).shape == (0, 3)
+        assert flow.divergence(none, 1, 0.0).shape == (0,)
 
 
 def test_a_users_module_gets_times_of_the_batch_in_the_potentials_dtype():
-    class Strict(Module):
+    class Strict(Swirl):
         def forward(self, z, t):
             assert t.shape == (len(z),)
-            assert t.dtype == z.dtype
+            assert t.dtype == z.dtype == torch.float32
             return super().forward(z, t)
 
     for solver in SOLVERS:
         flow = PotentialFlow(Strict(), solver=solver)
-        flow.solve(torch.randn(3, 3), 1, (0.0, 1.0), log_density=True).z.sum().backward()
+        for t in ((0.0, 1.0), (torch.zeros(3, dtype=torch.float64), torch.arange(3))):
+            flow.solve(torch.randn(3, 3), 1, t, log_density=True).z.sum().backward()
         flow.potential(torch.randn(3, 3), 0)
 
 
 def test_number_of_flows_is_read_from_the_first_output():
-    class Unnamed(torch.nn.Module):
+    class Unnamed(nn.Module):
         def forward(self, z, t):
             return torch.stack([z.sum(1), z.square().sum(1)], 1)
 
@@ -134,11 +355,11 @@ def test_number_of_flows_is_read_from_the_first_output():
     assert flow.num_flows == 2
 
 
-def test_importing_cflow_loads_no_optional_dependency():
+def test_import_loads_no_optional_dependency():
     code = (
         "import sys, cflow, cflow.data, cflow.metrics\n"
-        "heavy = {'torchvision', 'matplotlib', 'lightning', 'pytorch_lightning', 'sklearn', 'h5py'}\n"
-        "print(sorted(heavy & set(sys.modules)))"
+        "heavy = 'torchvision matplotlib lightning pytorch_lightning sklearn h5py PIL jsonargparse'.split()\n"
+        "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout == "[]\n", done.stdout + done.stderr

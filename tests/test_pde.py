@@ -102,7 +102,7 @@ def test_loss_is_the_mean_square_and_the_initial_condition():
         exact = residual.square().mean() + weight * p[k].square().sum(-1).mean()
         for t in ([0.0, 1.0, 2.0], torch.rand(3, 4)):
             torch.testing.assert_close(pde.loss(z, k, t), exact)
-    with pytest.raises(cflow.ArgumentError, match="^t: expected"):
+    with pytest.raises(cflow.ArgumentError, match=r"^t: expected"):
         pde.loss(z, k, [0.0, 1.0])
 
 
@@ -138,11 +138,11 @@ class Still(nn.Module):
 def test_a_potential_without_t_is_refused():
     force = Constant([0.0])
     for net in (cflow.QuadraticPotential(torch.eye(2)[None]), cflow.MLPPotential(2, time_dependent=False)):
-        with pytest.raises(cflow.ArgumentError, match="^potential: .* does not depend on t"):
+        with pytest.raises(cflow.ArgumentError, match=r"^potential: .* does not depend on t"):
             HamiltonJacobi(net, force)
     pde = HamiltonJacobi(Still(), force)
     for mode in (torch.enable_grad(), torch.no_grad(), torch.inference_mode()):
-        with mode, pytest.raises(cflow.ArgumentError, match="^potential: Still does not depend on t"):
+        with mode, pytest.raises(cflow.ArgumentError, match=r"^potential: Still does not depend on t"):
             pde.residual(torch.randn(3, 2), None, 0.5)
     sum_of_both = cflow.QuadraticPotential(torch.eye(2)[None]) + cflow.MLPPotential(2)
     HamiltonJacobi(sum_of_both, force).residual(torch.randn(3, 2), None, 0.5)
