@@ -11,7 +11,7 @@ from torch.distributions import Distribution, Independent, Normal, Transform, co
 from torch.nn.functional import softplus
 
 from .errors import ArgumentError
-from .selection import Schedule, Selecting, parse_selection
+from .selection import Schedule, Selecting, parse_selection, tile, tile_times
 from .times import Times, as_time_tensor
 
 if TYPE_CHECKING:
@@ -94,28 +94,10 @@ class FlowTransform(Transform):
         flat = x.reshape(-1, x.shape[-1])
         last = x.shape[-2] if x.ndim > 1 else 1
         copies = len(flat) // last if last else 1
-        k, t, context = _tile(self.k, last, copies), _tile_times(t, last, copies), self.context
+        k, t, context = tile(self.k, last, copies), tile_times(t, last, copies), self.context
         if context is not None and len(context) == last:
             context = context.repeat(copies, *[1] * (context.ndim - 1))
         return self.flow.solve(flat, k, t, log_density=log_density, context=context)
-
-
-def _tile(k: Selecting, batch: int, copies: int) -> Selecting:
-    """A selection for B samples repeated for the leading dimensions of (…, B, D)."""
-    if copies == 1:
-        return k
-    if isinstance(k, Schedule):
-        pieces = [_tile(k.selections[i], batch, copies) for i in range(len(k))]
-        return Schedule(_tile_times(k.times, batch, copies), pieces, clock=k.clock)
-    if isinstance(k, Tensor) and k.ndim and len(k) == batch:
-        if k.ndim == 2:
-            return k.repeat(copies, 1)
-        return k if k.is_floating_point() else k.repeat(copies)
-    return k
-
-
-def _tile_times(t: Tensor, batch: int, copies: int) -> Tensor:
-    return t.repeat(1, copies) if t.ndim == 2 and t.shape[1] == batch else t
 
 
 class DiffusionPrior(nn.Module):

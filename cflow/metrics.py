@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError
-from .selection import Selecting
+from .selection import Selecting, tile, tile_times
 from .times import Times, parse_times
-from .vae import FlowVAE, _sum_rest, range_of
+from .vae import FlowVAE, range_of, sum_rest
+
+ROWS = 1024  # latent states that `log_likelihood` flows and decodes at once
 
 
 @torch.no_grad()
@@ -68,7 +70,7 @@ def log_likelihood(vae: FlowVAE, x: Tensor, k: Selecting = None, t: Times | None
 
     Arguments:
         vae: the model. Under a Bernoulli likelihood with grey targets the result is no log-density.
-        x: frames (B, C, H, W), or sequences (B, T+1, C, H, W).
+        x: frames (B, …), or sequences (B, T+1, …): the decoder knows how many dimensions a frame has.
         k: a selection of flows; None with K > 1 averages over them: logsumexp over k − log K.
         t: times of the frames, (T+1,) or (T+1, B); 0..T by default.
         num_samples: importance samples n.
@@ -78,21 +80,26 @@ def log_likelihood(vae: FlowVAE, x: Tensor, k: Selecting = None, t: Times | None
     """
     if num_samples < 1:
         raise ArgumentError(f"num_samples: expected an int ≥ 1, got {num_samples}")
-    if x.ndim == 4:
+    if x.ndim == vae.decode(next(vae.parameters()).new_zeros(1, vae.flow.dim)).ndim:
         x, k = x[:, None], 0  # one frame does not move
     if k is None and vae.flow.num_flows > 1:
         each = [log_likelihood(vae, x, i, t, num_samples=num_samples) for i in range(vae.flow.num_flows)]
         return torch.stack(each).logsumexp(0) - math.log(len(each))
     times, frames = _times(x, t), x.transpose(0, 1)
-    posterior = vae._posterior(x[:, 0])
+    posterior, batch = vae.posterior(x[:, 0]), len(x)
+    at_once = min(num_samples, max(1, ROWS // max(1, batch)))
     weights = []
-    for _ in range(num_samples):
-        z0 = posterior.sample()
-        z = vae.flow.trajectory(z0, k, times)
+    for done in range(0, num_samples, at_once):
+        n = min(at_once, num_samples - done)
+        z0 = posterior.sample((n,))
         log_p0 = -0.5 * (z0.square() + math.log(2 * math.pi)).sum(-1)
-        log_q0 = _sum_rest(posterior.log_prob(z0), 1)
-        weights.append(vae.log_prob_frames(frames, z).sum(0) + log_p0 - log_q0)
-    return torch.stack(weights).logsumexp(0) - math.log(num_samples)
+        log_q0 = sum_rest(posterior.log_prob(z0), 2)
+        z = vae.flow.trajectory(z0.flatten(0, 1), tile(k, batch, n), tile_times(times, batch, n)).unflatten(
+            1, (n, batch)
+        )
+        log_x = vae.log_prob_frames(frames[:, None].expand(-1, n, *frames.shape[1:]), z).sum(0)
+        weights.append(log_x + log_p0 - log_q0)
+    return torch.cat(weights).logsumexp(0) - math.log(num_samples)
 
 
 @torch.no_grad()

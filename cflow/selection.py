@@ -204,3 +204,22 @@ def _boundaries(times: Sequence[float] | Tensor) -> Tensor:
     if bool((boundaries[1:] < boundaries[:-1]).any()):
         raise ArgumentError("times: the boundaries of a Schedule must not decrease, got some that cross; sort them")
     return boundaries
+
+
+def tile(k: Selecting, batch: int, copies: int) -> Selecting:
+    """A selection for B samples, repeated for `copies` of the batch one behind the other."""
+    if copies == 1:
+        return k
+    if isinstance(k, Schedule):
+        pieces = [tile(k.selections[i], batch, copies) for i in range(len(k))]
+        return Schedule(tile_times(k.times, batch, copies), pieces, clock=k.clock)
+    if isinstance(k, Tensor) and k.ndim and len(k) == batch:
+        if k.ndim == 2:
+            return k.repeat(copies, 1)
+        return k if k.is_floating_point() else k.repeat(copies)
+    return k
+
+
+def tile_times(t: Tensor, batch: int, copies: int) -> Tensor:
+    """Times (N,) or (N, B), repeated likewise."""
+    return t.repeat(1, copies) if t.ndim == 2 and t.shape[1] == batch else t

@@ -134,7 +134,7 @@ class FlowVAE(nn.Module):
         if len(times) != frames:
             raise ArgumentError(f"t: expected one time a frame, {frames}, got {len(times)}")
         k, flow_kl = self._infer_flow(x, k)
-        posterior = self._posterior(x[:, 0])
+        posterior = self.posterior(x[:, 0])
         z0 = posterior.rsample()
         path = self.flow.solve(z0, k, times, log_density=self.path_kl_weight > 0, context=context)
         reconstruction = self._reconstruction(x, path.z, mask).sum(0).mean()
@@ -154,7 +154,7 @@ class FlowVAE(nn.Module):
 
     def encode(self, x: Tensor, *, sample: bool = False) -> Tensor:
         """Latent states (B, D) of frames x (B, …): the posterior mean, or a draw."""
-        posterior = self._posterior(x)
+        posterior = self.posterior(x)
         return posterior.rsample() if sample else posterior.mean
 
     def decode(self, z: Tensor) -> Tensor:
@@ -185,9 +185,10 @@ class FlowVAE(nn.Module):
                 f"decoder: its distribution has shape {tuple(shape)} for z of shape {tuple(z.shape)}, but the frames "
                 f"have {tuple(x.shape)}"
             )
-        return _sum_rest(p.log_prob(x), len(lead))
+        return sum_rest(p.log_prob(x), len(lead))
 
-    def _posterior(self, x0: Tensor) -> Distribution:
+    def posterior(self, x0: Tensor) -> Distribution:
+        """q(z_0|x_0) over latent states (B, D) of frames x0 (B, …), checked."""
         q = self.encoder(x0)
         if not isinstance(q, Distribution) or not q.has_rsample:
             raise ArgumentTypeError(
@@ -214,7 +215,7 @@ class FlowVAE(nn.Module):
     def _path_kl(self, posterior: Distribution, path: FlowPath, k: Selecting) -> Tensor:
         """Σ_{t≥1} log q_t(z_t) − log p_t(z_t), (B,): one sample of its expectation."""
         t = path.t if path.t.ndim == 2 else path.t[:, None]
-        log_q = _sum_rest(posterior.log_prob(path.z[0]), 1) + cast(Tensor, path.log_density_change)
+        log_q = sum_rest(posterior.log_prob(path.z[0]), 1) + cast(Tensor, path.log_density_change)
         p: Distribution = cast(DiffusionPrior, self.prior)(k, t, t0=t[0])
         log_ratio: Tensor = log_q - p.log_prob(path.z)
         return log_ratio[1:].sum(0)
@@ -241,7 +242,7 @@ def range_of(frames: int) -> Tensor:
     return as_time_tensor([float(i) for i in range(frames)])
 
 
-def _sum_rest(log_prob: Tensor, lead: int) -> Tensor:
+def sum_rest(log_prob: Tensor, lead: int) -> Tensor:
     """Sum over everything behind the first `lead` dimensions."""
     return log_prob.sum(tuple(range(lead, log_prob.ndim))) if log_prob.ndim > lead else log_prob
 
@@ -252,6 +253,6 @@ def _kl_to_standard_normal(q: Distribution, z: Tensor) -> Tensor:
     if len(q.event_shape):
         p = Independent(p, 1)
     try:
-        return _sum_rest(kl_divergence(q, p), 1)
+        return sum_rest(kl_divergence(q, p), 1)
     except NotImplementedError:
-        return _sum_rest(q.log_prob(z), 1) - _sum_rest(p.log_prob(z), 1)
+        return sum_rest(q.log_prob(z), 1) - sum_rest(p.log_prob(z), 1)

@@ -37,8 +37,8 @@ def load_mnist(split: Split, root: str | os.PathLike[str] = "data") -> Tensor:
     present = any((Path(root) / "MNIST" / "raw").glob("*-ubyte"))
     try:
         images = MNIST(str(root), train=split != "test", download=not present).data
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         what = "the files there cannot be read" if present else "it is not there and could not be downloaded"
         raise DataError(
             f"data.root={str(root)!r}: no MNIST, {what} ({reason}); give a folder that holds MNIST/raw/*-ubyte"

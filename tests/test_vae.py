@@ -1,0 +1,269 @@
+"""FlowVAE against a linear-Gaussian model whose likelihood is known, and its contract with users' modules."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
+
+import cflow
+from cflow import FlowVAE, PotentialFlow, Schedule, Solver, metrics
+from exact import symmetric
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+DIM, PIXELS, FRAMES = 2, 3, 4
+
+
+class LinearDecoder(nn.Module):
+    """x = C z + 0.5 ε."""
+
+    def __init__(self, c, independent=True):
+        super().__init__()
+        self.c, self.independent, self.rows = c, independent, 0
+
+    def forward(self, z):
+        self.rows += z[..., 0].numel()
+        p = Normal(z @ self.c.mT, torch.full((*z.shape[:-1], len(self.c)), 0.5))
+        return Independent(p, 1) if self.independent else p
+
+
+class Posterior(nn.Module):
+    """A normal with a given mean and scale for every x, or whatever `make` returns."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x)
+
+
+def normal_posterior(x):
+    return Independent(Normal(0.3 * x[:, :DIM], torch.full((len(x), DIM), 0.7)), 1)
+
+
+def model(encoder=normal_posterior, independent=True, **kwargs):
+    flow = PotentialFlow(cflow.QuadraticPotential(symmetric(2, DIM)), solver=Solver("dopri8", rtol=1e-9, atol=1e-9))
+    return FlowVAE(Posterior(encoder), LinearDecoder(torch.randn(PIXELS, DIM), independent), flow, **kwargs)
+
+
+def marginal(vae, k, frames=FRAMES):
+    """p(x_0..x_T | k): x_t = C exp(A_k t) z_0 + noise is jointly normal."""
+    a = 0.5 * (vae.flow.net.matrix[k] + vae.flow.net.matrix[k].mT)
+    maps = torch.cat([vae.decoder.c @ torch.linalg.matrix_exp(a * t) for t in range(frames)])
+    return MultivariateNormal(torch.zeros(len(maps)), maps @ maps.mT + 0.25 * torch.eye(len(maps))), maps
+
+
+def sequences(vae, k, n=6):
+    return marginal(vae, k)[0].sample((n,)).view(n, FRAMES, PIXELS)
+
+
+@torch.no_grad()
+def test_elbo_with_the_exact_posterior_is_the_log_likelihood():
+    vae = model()
+    x = sequences(vae, 1)
+    p, maps = marginal(vae, 1)
+    covariance = torch.linalg.inv(torch.eye(DIM) + 4 * maps.mT @ maps)
+    mean = 4 * x.flatten(1) @ maps @ covariance
+    vae.encoder.make = lambda _: MultivariateNormal(mean, covariance)
+    draws = torch.stack([vae.elbo(x, 1).value for _ in range(400)])
+    exact = p.log_prob(x.flatten(1)).mean()
+    assert abs(draws.mean() - exact) < 5 * draws.std() / 20 + 1e-6
+
+
+@torch.no_grad()
+def test_elbo_is_a_lower_bound_and_importance_weighting_closes_it():
+    vae = model()
+    x = sequences(vae, 0)
+    p, maps = marginal(vae, 0)
+    exact = p.log_prob(x.flatten(1))
+    covariance = torch.linalg.inv(torch.eye(DIM) + 4 * maps.mT @ maps)
+    mean = 4 * x.flatten(1) @ maps @ covariance
+    vae.encoder.make = lambda _: MultivariateNormal(mean, 2 * covariance)
+    elbo = torch.stack([vae.elbo(x, 0).value for _ in range(100)]).mean()
+    assert elbo < exact.mean()
+    estimate = metrics.log_likelihood(vae, x, 0, num_samples=3000)
+    assert (estimate - exact).abs().max() < 0.1
+    few = torch.stack([metrics.log_likelihood(vae, x, 0, num_samples=2) for _ in range(100)]).mean(0)
+    assert (few < exact).all()
+    assert elbo < few.mean()
+    both = torch.stack([marginal(vae, k)[0].log_prob(x.flatten(1)) for k in (0, 1)])
+    mixture = metrics.log_likelihood(vae, x, num_samples=3000)
+    assert (mixture - (both.logsumexp(0) - math.log(2))).abs().max() < 0.2
+
+
+def test_terms_and_loss():
+    vae = model(path_kl_weight=0.5, kl_weight=2.0)
+    elbo = vae.elbo(sequences(vae, 0), torch.tensor([0, 1, 0, 1, 0, 1]))
+    torch.testing.assert_close(elbo.value, elbo.reconstruction - elbo.kl)
+    torch.testing.assert_close(elbo.loss, -elbo.reconstruction + 2 * elbo.kl + 0.5 * elbo.path_kl)
+    assert elbo.hj is None
+    assert elbo.flow_kl is None
+    assert vae.prior.diffusion.shape == (2,)
+    plain = model()
+    assert plain.prior is None
+    assert plain.elbo(sequences(plain, 0), 0).path_kl is None
+
+
+@torch.no_grad()
+def test_path_kl_is_that_of_the_normals():
+    vae = model(path_kl_weight=1.0)
+    x = torch.randn(1, FRAMES, PIXELS)
+    draws = torch.stack([vae.elbo(x.expand(300, -1, -1), 1).path_kl for _ in range(10)])
+    q0, a = normal_posterior(x[:, 0]), vae.flow.net.matrix[1]
+    exact = 0.0
+    for t in range(1, FRAMES):
+        e = torch.linalg.matrix_exp(0.5 * (a + a.mT) * t)
+        q = MultivariateNormal(q0.mean[0] @ e.mT, 0.49 * e @ e.mT)
+        p = MultivariateNormal(torch.zeros(DIM), (1 + 2 * vae.prior.diffusion[1] * t) * torch.eye(DIM))
+        exact = exact + torch.distributions.kl_divergence(q, p)
+    assert abs(draws.mean() - exact) < 6 * draws.std() / 10**0.5
+
+
+def test_hamilton_jacobi_term():
+    u = cflow.MLPPotential(DIM, 2)
+    pde = cflow.pde.HamiltonJacobi(u, cflow.MLPPotential(DIM, 2))
+    flow = PotentialFlow(u, solver=Solver("rk4", step_size=0.5))
+    vae = FlowVAE(Posterior(normal_posterior), LinearDecoder(torch.randn(PIXELS, DIM)), flow, pde=pde, pde_weight=0.1)
+    x = torch.randn(5, FRAMES, PIXELS)
+    torch.manual_seed(1)
+    elbo = vae.elbo(x, 1)
+    torch.manual_seed(1)
+    path = flow.solve(normal_posterior(x[:, 0]).rsample(), 1, list(range(FRAMES)))
+    torch.testing.assert_close(elbo.hj, pde.loss(path.z, 1, path.t))
+    elbo.loss.backward()
+    assert all(p.grad is not None for p in vae.parameters())
+
+
+def test_masks():
+    vae = model()
+    x = torch.randn(6, FRAMES, PIXELS)
+
+    def reconstruction(mask):
+        torch.manual_seed(2)
+        return vae.elbo(x, 1, mask=mask).reconstruction
+
+    full = reconstruction(None)
+    torch.testing.assert_close(reconstruction(torch.ones(6, FRAMES)), full)
+    frames = torch.stack([reconstruction((torch.arange(FRAMES) == t).expand(6, -1)) for t in range(FRAMES)])
+    torch.testing.assert_close(frames.sum(), full)
+    # every subset of one frame, weighted by T+1, is unbiased
+    weighted = torch.stack(
+        [reconstruction(FRAMES * (torch.arange(FRAMES) == t).expand(6, -1).double()) for t in range(4)]
+    )
+    torch.testing.assert_close(weighted.mean(), full)
+    vae.decoder.rows = 0
+    mask = torch.zeros(6, FRAMES, dtype=torch.bool)
+    mask[0, 1] = mask[3, 3] = True
+    reconstruction(mask)
+    assert vae.decoder.rows == 2
+
+
+def test_times_and_selections():
+    vae = model()
+    x = torch.randn(4, 3, PIXELS)
+    t = torch.tensor([[0.0] * 4, [1.0, 2.0, 0.5, 3.0], [4.0] * 4])
+
+    def value(k, t=None):
+        torch.manual_seed(3)
+        return vae.elbo(x, k, t).value
+
+    torch.testing.assert_close(value(1), value(torch.ones(4, dtype=torch.long), [0.0, 1.0, 2.0]))
+    torch.testing.assert_close(value(1), value(Schedule([0.0, 1.5, 9.0], [1, 1])))
+    torch.testing.assert_close(value(1), value(torch.tensor([0.0, 1.0])))
+    assert value(1, t) != value(1)
+    shared = t[:, 3]
+    torch.testing.assert_close(value(0, shared[:, None].expand(-1, 4)), value(0, shared))
+
+
+def test_with_and_without_independent():
+    one, two = model(), model(independent=False)
+    two.decoder.c, x = one.decoder.c, torch.randn(4, 3, PIXELS)
+    two.flow = one.flow
+    two.encoder.make = lambda x: Normal(0.3 * x[:, :DIM], torch.full((len(x), DIM), 0.7))
+    values = []
+    for vae in (one, two):
+        torch.manual_seed(4)
+        elbo = vae.elbo(x, 0)
+        values.append(torch.stack([elbo.reconstruction, elbo.kl]))
+    torch.testing.assert_close(values[0], values[1])
+
+
+def test_kl_without_a_formula_is_estimated():
+    vae = model(lambda x: Independent(StudentT(8.0, torch.zeros(len(x), DIM), 0.5), 1))
+    x = torch.randn(50, 2, PIXELS)
+    draws = torch.stack([vae.elbo(x, 0).kl for _ in range(200)])
+    grid = torch.linspace(-40, 40, 20001)
+    log_q = StudentT(8.0, 0.0, 0.5).log_prob(grid)
+    exact = DIM * torch.trapezoid(log_q.exp() * (log_q - Normal(0.0, 1.0).log_prob(grid)), grid)
+    assert abs(draws.mean() - exact) < 5 * draws.std() / 200**0.5
+
+
+def test_latent_flow_selection():
+    logits = nn.Parameter(torch.randn(2))
+    vae = model(flow_posterior=Posterior(lambda x: logits.expand(len(x), 2)))
+    x = torch.randn(5, 3, PIXELS)
+    elbo = vae.elbo(x)
+    p = logits.softmax(0)
+    torch.testing.assert_close(elbo.flow_kl, (p * p.log()).sum() + math.log(2))
+    torch.testing.assert_close(elbo.value, elbo.reconstruction - elbo.kl - elbo.flow_kl)
+    elbo.loss.backward()
+    assert logits.grad.abs().min() > 0
+    vae.eval()
+    torch.manual_seed(5)
+    latent = vae.elbo(x)
+    torch.manual_seed(5)
+    torch.testing.assert_close(latent.reconstruction, vae.elbo(x, int(logits.argmax())).reconstruction)
+    assert vae.elbo(x, 0).flow_kl is None
+
+
+def test_encode_decode_traverse_sample():
+    vae = model().eval()
+    x = torch.randn(5, PIXELS)
+    assert torch.equal(vae.encode(x), vae.encode(x))
+    assert not torch.equal(vae.encode(x, sample=True), vae.encode(x, sample=True))
+    xs = vae.traverse(x, torch.tensor([0, 1, 0, 1, 0]), t=[0.0, 1.0])
+    assert xs.shape == (2, 5, PIXELS)
+    torch.testing.assert_close(xs[0], vae.decode(vae.encode(x)))
+    assert vae.sample(7, 1, t=[0.0, 1.0, 2.0]).shape == (3, 7, PIXELS)
+    torch.testing.assert_close(copy.deepcopy(vae).traverse(x, 0, [0, 2]), vae.traverse(x, 0, [0, 2]))
+
+
+BAD = {
+    r"x: expected sequences \(B, T\+1": lambda v: v.elbo(torch.randn(4, 3), 0),
+    "t: expected one time a frame": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, [0.0, 1.0]),
+    r"mask: expected \(B, T\+1\)": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, mask=torch.ones(3, 4)),
+    "decoder: its distribution has shape": lambda v: v.elbo(torch.randn(4, 3, 1, PIXELS), 0),
+    "kl_weight: expected": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, kl_weight=-1.0),
+    "pde: pde_weight is not 0": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, pde_weight=1.0),
+    "flow: expected a cflow.PotentialFlow": lambda v: FlowVAE(v.encoder, v.decoder, v.flow.net),
+    "encoder: expected it to return a Distribution": lambda v: FlowVAE(nn.Flatten(), v.decoder, v.flow).elbo(
+        torch.randn(4, 3, PIXELS), 0
+    ),
+    "flow_posterior: expected logits": lambda v: FlowVAE(
+        v.encoder, v.decoder, v.flow, flow_posterior=Posterior(lambda x: torch.zeros(len(x), 5))
+    ).elbo(torch.randn(4, 3, PIXELS)),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_errors(message):
+    vae = model(lambda x: normal_posterior(x.flatten(1)))
+    with pytest.raises(cflow.CflowError, match=f"^{message}"):
+        BAD[message](vae)
+
+
+def test_unit_variance_likelihood_stays_below_its_bound():
+    class Unit(nn.Module):
+        def forward(self, z):
+            return Independent(Normal(torch.zeros(*z.shape[:-1], PIXELS), 1.0), 1)
+
+    vae = model()
+    vae.decoder = Unit()
+    x = torch.randn(20, 1, PIXELS)
+    bound = -0.5 * PIXELS * math.log(2 * math.pi)
+    assert (metrics.log_likelihood(vae, x, 0, num_samples=50) <= bound).all()
+    assert isinstance(vae.decoder(torch.zeros(2, DIM)), Distribution)
