@@ -69,7 +69,7 @@ def potential_surface(
         filled = ax.contourf(_array(x), _array(y), _array(u), levels=15, cmap=COLOUR_MAP)
         _colour_bar(ax, filled, "u(z, t)")
         if paths is not None:
-            trajectories(paths, ax=ax, legend=False)
+            trajectories(paths, groups=[1] * _states(paths).shape[1], legend=False, ax=ax)
         return _finish(ax, extent)
     surface: Any = ax
     alpha = 0.75 if paths is not None else 1.0

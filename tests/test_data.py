@@ -46,7 +46,7 @@ def test_hue_is_colorsys():
     for pixel, turn, answer in zip(x[:, :, 0, 0].tolist(), t.tolist(), got.tolist(), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*pixel)
         assert answer == pytest.approx(colorsys.hsv_to_rgb((h + 20 * turn / 360) % 1, s, v), abs=1e-9)
-    with pytest.raises(cflow.ArgumentError, match="^x0: hue needs RGB"):
+    with pytest.raises(cflow.ArgumentError, match=r"^x0: hue needs RGB"):
         hue(torch.rand(1, 1, 2, 2), torch.zeros(1))
 
 
@@ -70,9 +70,9 @@ def test_users_transformations_and_errors():
     darker = {"darker": lambda x, t: x * 0.9 ** t[:, None, None, None]}
     x0 = torch.rand(2, 1, 4, 4)
     torch.testing.assert_close(make_sequence(x0, 0, torch.arange(3.0), darker)[:, 2], 0.81 * x0)
-    with pytest.raises(cflow.ArgumentError, match="^k: expected indices 0 to 0, got 1 to 1"):
+    with pytest.raises(cflow.ArgumentError, match=r"^k: expected indices 0 to 0, got 1 to 1"):
         make_sequence(x0, torch.tensor([1, 1]), torch.arange(3.0), darker)
-    with pytest.raises(cflow.ArgumentError, match="^t: expected"):
+    with pytest.raises(cflow.ArgumentError, match=r"^t: expected"):
         make_sequence(x0, 0, torch.zeros(3, 5), darker)
 
 
@@ -89,7 +89,7 @@ def test_digits():
     assert not rows[0] & rows[2]
     assert not rows[1] & rows[2]
     assert torch.equal(splits["test"], digits.load_digits("test"))
-    with pytest.raises(cflow.ArgumentError, match="^split: "):
+    with pytest.raises(cflow.ArgumentError, match=r"^split: "):
         digits.load_digits("validation")
 
 

@@ -5,12 +5,12 @@ import zipfile
 
 import pytest
 import torch
+from exact import Drift
 from torch import nn
 from torch.distributions import Independent, Normal
 
 import cflow
 from cflow import FlowVAE, PotentialFlow, Solver, metrics, nets
-from exact import Drift
 
 
 class Shift(nn.Module):
@@ -127,8 +127,8 @@ def test_load_errors(checkpoint, tmp_path):
     text.write_text("hello")
     torch.save({"state_dict": {}}, foreign)
     pickled.write_bytes(pickle.dumps({"a": 1}))
-    for path, word in [(flipped, "damaged"), (cut, "cannot be read"), (text, "cannot be read"), (foreign, "no checkpoint"),
-                       (pickled, "cannot be read")]:  # fmt: skip
+    words = {flipped: "damaged", foreign: "no checkpoint", **dict.fromkeys((cut, text, pickled), "cannot be read")}
+    for path, word in words.items():
         with pytest.raises(cflow.DataError, match=word):
             cflow.load(path)
     torch.save(nets.build_vae(**CONFIG), tmp_path / "module")

@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
+from exact import symmetric
 from torch import nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 import cflow
 from cflow import FlowVAE, PotentialFlow, Schedule, Solver, metrics
-from exact import symmetric
 
 pytestmark = pytest.mark.usefixtures("float64")
 
