@@ -94,9 +94,8 @@ def log_likelihood(vae: FlowVAE, x: Tensor, k: Selecting = None, t: Times | None
         z0 = posterior.sample((n,))
         log_p0 = -0.5 * (z0.square() + math.log(2 * math.pi)).sum(-1)
         log_q0 = sum_rest(posterior.log_prob(z0), 2)
-        z = vae.flow.trajectory(z0.flatten(0, 1), tile(k, batch, n), tile_times(times, batch, n)).unflatten(
-            1, (n, batch)
-        )
+        states = vae.flow.trajectory(z0.flatten(0, 1), tile(k, batch, n), tile_times(times, batch, n))
+        z = torch.unflatten(states, 1, (n, batch))
         log_x = vae.log_prob_frames(frames[:, None].expand(-1, n, *frames.shape[1:]), z).sum(0)
         weights.append(log_x + log_p0 - log_q0)
     return torch.cat(weights).logsumexp(0) - math.log(num_samples)
