@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -39,13 +40,13 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     try:
         config = content["hyper_parameters"]["model_config"]
         weights = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, AttributeError):
         raise DataError(f"path: {str(file)!r} is no checkpoint of cflow: it holds no model_config") from None
     try:
         vae = build_vae(**config)
         vae.load_state_dict(weights)
-    except (ArgumentError, TypeError, RuntimeError) as error:
-        raise DataError(f"path: {str(file)!r} does not fit this version of cflow: {error}") from error
+    except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+        raise DataError(f"path: {str(file)!r} does not fit this version of cflow: {_line(error)}") from error
     return vae.eval()
 
 
@@ -68,16 +69,25 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is unreadable, damaged or of another format.
     """
+    # the parsers of zip and pickle raise almost anything on foreign bytes, UnicodeDecodeError and zlib.error among them
     try:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
-        content = None if broken else torch.load(file, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError) as error:
-        raise DataError(f"path: {str(file)!r} cannot be read as a checkpoint ({error})") from None
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise DataError(f"path: {str(file)!r} holds more than tensors and plain values: {error}") from None
+    except Exception as error:
+        raise DataError(f"path: {str(file)!r} cannot be read as a checkpoint ({_line(error)})") from None
     if broken:
         raise DataError(f"path: {str(file)!r} is damaged (checksum of {broken}); use another checkpoint")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise DataError(f"path: {str(file)!r} holds more than tensors and plain values: {_line(error)}") from None
+    except Exception as error:
+        raise DataError(f"path: {str(file)!r} is no checkpoint of PyTorch ({_line(error)})") from None
     if not isinstance(content, dict):
         raise DataError(f"path: {str(file)!r} is no checkpoint of cflow")
     return content
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    return shorten(str(error), 200, placeholder=" …") or type(error).__name__

@@ -86,6 +86,8 @@ def log_likelihood(vae: FlowVAE, x: Tensor, k: Selecting = None, t: Times | None
         each = [log_likelihood(vae, x, i, t, num_samples=num_samples) for i in range(vae.flow.num_flows)]
         return torch.stack(each).logsumexp(0) - math.log(len(each))
     times, frames = _times(x, t), x.transpose(0, 1)
+    if not len(x):
+        return next(vae.parameters()).new_zeros(0)
     posterior, batch = vae.posterior(x[:, 0]), len(x)
     at_once = min(num_samples, max(1, ROWS // max(1, batch)))
     weights = []
@@ -108,6 +110,8 @@ def reconstruction_l1(vae: FlowVAE, x: Tensor) -> Tensor:
 
 
 def _times(x: Tensor, t: Times | None) -> Tensor:
+    if x.ndim < 3:
+        raise ArgumentError(f"x: expected sequences (B, T+1, …), got {tuple(x.shape)}; one frame each: x[:, None]")
     times = parse_times(range_of(x.shape[1]) if t is None else t, batch=len(x), least=1)
     if len(times) != x.shape[1]:
         raise ArgumentError(f"t: expected one time a frame, {x.shape[1]}, got {len(times)}")

@@ -191,8 +191,8 @@ def build_potential(
             0.1 / math.sqrt(dim) * torch.randn(num_flows, dim, dim), torch.zeros(num_flows, dim)
         ),
     }
-    terms = name.split("+")
-    if not all(term in makers for term in terms):
+    terms = name.split("+") if isinstance(name, str) else []
+    if not terms or not all(term in makers for term in terms):
         raise ArgumentError(f"potential: expected {', '.join(makers)} or a sum such as 'quadratic+ridge', got {name!r}")
     potential: Potential = makers[terms[0]]()
     for term in terms[1:]:
@@ -243,7 +243,13 @@ def build_vae(
         >>> vae.sample(2, 0, t=[0, 1]).shape
         torch.Size([2, 2, 3, 28, 28])
     """
-    shape = cast(ImageShape, tuple(int(n) for n in image_shape))
+    sizes = {"latent_dim": latent_dim, "width": width, "num_flows": num_flows, "potential_hidden": potential_hidden}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ArgumentError(f"{name}: expected an int ≥ 1, got {size!r}")
+    shape = cast(ImageShape, tuple(image_shape))
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ArgumentError(f"image_shape: expected (channels, height, width), got {image_shape!r}")
     encoder: Encoder
     decoder: Decoder
     if network == "mlp":
