@@ -176,6 +176,8 @@ class FlowVAE(nn.Module):
     def log_prob_frames(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x_t | z_t) for frames x (*lead, …) and states z (*lead, D): shape `lead`, in nats."""
         lead = z.shape[:-1]
+        if not lead.numel():  # where a mask keeps nothing; `Independent` cannot sum over events of an empty batch
+            return z.new_zeros(lead)
         p = self.decoder(z)
         if not isinstance(p, Distribution):
             raise ArgumentTypeError(f"decoder: expected it to return a Distribution, got {type(p).__name__}")
@@ -204,8 +206,9 @@ class FlowVAE(nn.Module):
         frames = x.transpose(0, 1)
         if mask is None:
             return self.log_prob_frames(frames, z)
-        if mask.shape != x.shape[:2]:
-            raise ArgumentError(f"mask: expected (B, T+1) = {tuple(x.shape[:2])}, got {tuple(mask.shape)}")
+        if not isinstance(mask, Tensor) or mask.shape != x.shape[:2]:
+            got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise ArgumentError(f"mask: expected a tensor (B, T+1) = {tuple(x.shape[:2])}, got {got}")
         weight = mask.mT.to(z.device)
         keep = weight != 0
         out = z.new_zeros(keep.shape)

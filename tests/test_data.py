@@ -4,6 +4,7 @@ import colorsys
 import os
 import subprocess
 import sys
+import urllib.error
 
 import numpy as np
 import pytest
@@ -74,6 +75,14 @@ def test_users_transformations_and_errors():
         make_sequence(x0, torch.tensor([1, 1]), torch.arange(3.0), darker)
     with pytest.raises(cflow.ArgumentError, match=r"^t: expected"):
         make_sequence(x0, 0, torch.zeros(3, 5), darker)
+    with pytest.raises(cflow.ArgumentError, match=r"^k: expected an int or \(B,\)"):
+        make_sequence(x0, torch.tensor([0, 0, 0]), [0.0], darker)
+    with pytest.raises(cflow.ArgumentError, match=r"^x0: expected images"):
+        make_sequence(x0[0], 0, [0.0], darker)
+    with pytest.raises(cflow.ArgumentTypeError, match=r"^k: expected the integer index"):
+        make_sequence(x0, torch.tensor([0.0, 0.5]), [0.0], darker)
+    with pytest.raises(cflow.ArgumentTypeError, match=r"^x0: expected floating point"):
+        make_sequence(x0.byte(), 0, [0.0], darker)
 
 
 def test_digits():
@@ -104,7 +113,11 @@ def test_mnist():
     assert sizes["test"][:, 1:].max() == 0
 
 
-def test_mnist_errors(tmp_path):
+def unreachable(*args, **kwargs):
+    raise urllib.error.URLError("no network")
+
+
+def test_mnist_errors(tmp_path, monkeypatch):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
@@ -112,6 +125,14 @@ def test_mnist_errors(tmp_path):
     with pytest.raises(cflow.DataError, match=r"^data\.root=.*cannot be read") as caught:
         mnist.load_mnist("train", tmp_path)
     assert "\n" not in str(caught.value)
+    (raw / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 10, 3]) + bytes(12))  # a type IDX does not have
+    with pytest.raises(cflow.DataError, match=r"^data\.root=.*cannot be read"):
+        mnist.load_mnist("train", tmp_path)
+    # one file of four is missing, and no network
+    (raw / "t10k-images-idx3-ubyte").unlink()
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(cflow.DataError, match="MNIST/raw/t10k-images-idx3-ubyte could not be downloaded"):
+        mnist.load_mnist("train", tmp_path)
 
 
 def test_importing_the_data_package_loads_neither_torchvision_nor_sklearn():

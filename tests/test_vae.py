@@ -1,6 +1,7 @@
 """FlowVAE against a linear-Gaussian model whose likelihood is known, and its contract with users' modules."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -160,6 +161,23 @@ def test_masks():
     mask[0, 1] = mask[3, 3] = True
     reconstruction(mask)
     assert vae.decoder.rows == 2
+    assert reconstruction(torch.zeros(6, FRAMES)) == 0  # every frame dropped
+
+
+def test_random_frames_leave_the_gradient_unbiased():
+    vae = model()
+    x, matrix = torch.randn(6, FRAMES, PIXELS), vae.flow.net.matrix
+    vae.decoder.c.requires_grad_()
+
+    def gradient(mask):
+        torch.manual_seed(2)
+        return torch.autograd.grad(vae.elbo(x, 1, mask=mask).loss, (matrix, vae.decoder.c))
+
+    full = gradient(None)
+    pairs = list(itertools.combinations(range(FRAMES), 2))  # every subset of two frames, weighted by (T+1)/2
+    each = [gradient(torch.tensor([[FRAMES / 2 * (t in pair) for t in range(FRAMES)]] * 6)) for pair in pairs]
+    for i, wanted in enumerate(full):
+        torch.testing.assert_close(torch.stack([g[i] for g in each]).mean(0), wanted)
 
 
 def test_times_and_selections():
@@ -235,7 +253,7 @@ def test_encode_decode_traverse_sample():
 BAD = {
     r"x: expected sequences \(B, T\+1": lambda v: v.elbo(torch.randn(4, 3), 0),
     "t: expected one time a frame": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, [0.0, 1.0]),
-    r"mask: expected \(B, T\+1\)": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, mask=torch.ones(3, 4)),
+    r"mask: expected a tensor \(B, T\+1\)": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, mask=torch.ones(3, 4)),
     "decoder: its distribution has shape": lambda v: v.elbo(torch.randn(4, 3, 1, PIXELS), 0),
     "kl_weight: expected": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, kl_weight=-1.0),
     "pde: pde_weight is not 0": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, pde_weight=1.0),

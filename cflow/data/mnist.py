@@ -14,6 +14,7 @@ from .digits import red
 
 Split = Literal["train", "val", "test"]
 VAL = 5000
+FILES = [f"{name}-ubyte" for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
 
 
 def load_mnist(split: Split, root: str | os.PathLike[str] = "data") -> Tensor:
@@ -34,14 +35,15 @@ def load_mnist(split: Split, root: str | os.PathLike[str] = "data") -> Tensor:
         from torchvision.datasets import MNIST
     except ImportError:
         raise DataError("mnist: needs torchvision; pip install 'cflow-torch[train]'") from None
-    present = any((Path(root) / "MNIST" / "raw").glob("*-ubyte"))
+    missing = [name for name in FILES if not (Path(root) / "MNIST" / "raw" / name).is_file()]
     try:
-        images = MNIST(str(root), train=split != "test", download=not present).data
-    except (OSError, RuntimeError, ValueError, AssertionError) as error:
+        images = MNIST(str(root), train=split != "test", download=bool(missing)).data
+    except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        what = "the files there cannot be read" if present else "it is not there and could not be downloaded"
+        what = "could not be downloaded" if missing else "cannot be read"
+        which = "MNIST/raw/*-ubyte" if len(missing) in (0, len(FILES)) else f"MNIST/raw/{missing[0]}"
         raise DataError(
-            f"data.root={str(root)!r}: no MNIST, {what} ({reason}); give a folder that holds MNIST/raw/*-ubyte"
+            f"data.root={str(root)!r}: {which} {what} ({reason}); give a folder that holds the four files"
         ) from None
     if split != "test":
         images = images[-VAL:] if split == "val" else images[:-VAL]

@@ -7,13 +7,13 @@ Flow k of a model stands for the k-th entry.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArgumentTypeError
 
 Transformation = Callable[[Tensor, Tensor], Tensor]
 
@@ -70,30 +70,30 @@ PAPER: dict[str, Transformation] = {"scaling": scaling, "rotation": rotation, "h
 
 
 def make_sequence(
-    x0: Tensor, k: Tensor, t: Tensor, transformations: Mapping[str, Transformation] | None = None
+    x0: Tensor,
+    k: Tensor | int,
+    t: Tensor | Sequence[float],
+    transformations: Mapping[str, Transformation] | None = None,
 ) -> Tensor:
     """Sequences (B, T+1, C, H, W), each sample under its own transformation.
 
     Arguments:
         x0: images (B, C, H, W), floating point.
         k: index of each sample's transformation, (B,) integers, or an int for all.
-        t: times of the frames, (T+1,), or (T+1, B) for times of each sample's own.
+        t: times of the frames in frames, (T+1,), or (T+1, B) for times of each sample's own.
         transformations: name → function; the paper's by default.
 
     Raises:
         ArgumentError: an index without a transformation, or shapes that do not go together.
+        ArgumentTypeError: images that are not floating point, indices that are not integers.
 
     Example:
         >>> make_sequence(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]), torch.arange(9.0)).shape
         torch.Size([2, 9, 3, 8, 8])
     """
     functions = list((PAPER if transformations is None else transformations).values())
+    k, t = _check(x0, torch.as_tensor(k, device=x0.device), torch.as_tensor(t), len(functions))
     batch = len(x0)
-    k = torch.as_tensor(k, device=x0.device).expand(batch)
-    if t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] != batch):
-        raise ArgumentError(f"t: expected (T+1,) or (T+1, B) with B = {batch}, got {tuple(t.shape)}")
-    if batch and not 0 <= int(k.min()) <= int(k.max()) < len(functions):
-        raise ArgumentError(f"k: expected indices 0 to {len(functions) - 1}, got {int(k.min())} to {int(k.max())}")
     times = t.to(x0.device, x0.dtype)
     times = (times[:, None].expand(-1, batch) if t.ndim == 1 else times).mT  # (B, T+1)
     frames = times.shape[1]
@@ -104,6 +104,24 @@ def make_sequence(
             made = function(x0[rows].repeat_interleave(frames, 0), times[rows].flatten())
             out[rows] = made.view(len(rows), frames, *x0.shape[1:])
     return out
+
+
+def _check(x0: Tensor, k: Tensor, t: Tensor, functions: int) -> tuple[Tensor, Tensor]:
+    """k (B,) and t, known to fit images x0 and a number of transformations."""
+    batch = len(x0)
+    if x0.ndim != 4:
+        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(x0.shape)}")
+    if not x0.is_floating_point():
+        raise ArgumentTypeError(f"x0: expected floating point images in [0, 1], got {x0.dtype}; use x0.float() / 255")
+    if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
+        raise ArgumentTypeError(f"k: expected the integer index of a transformation, got {k.dtype}")
+    if k.ndim and k.shape != (batch,):
+        raise ArgumentError(f"k: expected an int or (B,) with B = {batch}, got {tuple(k.shape)}")
+    if k.numel() and not 0 <= int(k.min()) <= int(k.max()) < functions:
+        raise ArgumentError(f"k: expected indices 0 to {functions - 1}, got {int(k.min())} to {int(k.max())}")
+    if t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] != batch):
+        raise ArgumentError(f"t: expected (T+1,) or (T+1, B) with B = {batch}, got {tuple(t.shape)}")
+    return k.expand(batch), t
 
 
 def _warp(x: Tensor, theta: Tensor) -> Tensor:
