@@ -6,6 +6,7 @@ Every potential maps z (B, D) and t (scalar or (B,)) to u (B, K), one column a f
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, cast
 
 import torch
@@ -114,7 +115,7 @@ def value(net: nn.Module, z: Tensor, t: Tensor, context: Tensor | None = None) -
     """u_k(z, t) of shape (B, K) of any potential; a user's module gets t of shape (B,).
 
     Raises:
-        ArgumentError: the module returns something else than (B, K), or (B,) for K = 1.
+        ArgumentError: the module returns something else than (B, K), or (B,) for K = 1, or another K than it says.
     """
     if isinstance(net, Potential):
         return cast(Tensor, net(z, t, context) if isinstance(net, SumPotential) else net(z, t))
@@ -126,7 +127,14 @@ def value(net: nn.Module, z: Tensor, t: Tensor, context: Tensor | None = None) -
             f"potential: {type(net).__name__}(z (B, D), t (B,)) must return a tensor (B, K), or (B,) for one flow, "
             f"with B = {len(z)}; got {got}"
         )
-    return u[:, None] if u.ndim == 1 else u
+    u = u[:, None] if u.ndim == 1 else u
+    declared = getattr(net, "num_flows", None)
+    if declared is not None and u.shape[1] != declared:
+        raise ArgumentError(
+            f"potential: {type(net).__name__} says num_flows={declared}, but its output has shape {tuple(u.shape)}; "
+            "make them agree, one column a flow"
+        )
+    return u
 
 
 def gradient(
@@ -156,6 +164,6 @@ def _autograd_gradient(
 
 
 def positive_int(name: str, x: int) -> int:
-    if isinstance(x, bool) or not isinstance(x, int) or x < 1:
+    if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < 1:
         raise ArgumentError(f"{name}: expected an int ≥ 1, got {x!r}")
-    return x
+    return int(x)

@@ -97,7 +97,7 @@ class PotentialFlow(nn.Module):
         self.solver = as_solver(solver)
         self.divergence_estimator: Divergence = divergence
         num_flows = getattr(potential, "num_flows", None)
-        self._num_flows: int | None = None if num_flows is None else int(num_flows)
+        self._num_flows = None if num_flows is None else base.positive_int("num_flows", num_flows)
 
     @property
     def dim(self) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Derivatives, Potential, SumPotential, positive_int
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"]
 
@@ -186,7 +186,7 @@ class QuadraticPotential(Potential):
         shift: b, shape (K, D), or None for no linear term; becomes a parameter.
 
     Raises:
-        ArgumentError: the shapes are not (K, D, D) and (K, D).
+        ArgumentError, ArgumentTypeError: the shapes are not (K, D, D) and (K, D), or the matrix is not floating point.
 
     Example:
         >>> u = QuadraticPotential(-torch.eye(2)[None])
@@ -196,6 +196,8 @@ class QuadraticPotential(Potential):
 
     def __init__(self, matrix: Tensor, shift: Tensor | None = None) -> None:
         matrix = torch.as_tensor(matrix)
+        if not matrix.is_floating_point():
+            raise ArgumentTypeError(f"matrix: expected floating point, got {matrix.dtype}; use matrix.float()")
         if matrix.ndim != 3 or matrix.shape[1] != matrix.shape[2] or 0 in matrix.shape:
             raise ArgumentError(
                 f"matrix: expected shape (K, D, D), got {tuple(matrix.shape)}; give one flow as matrix[None]"

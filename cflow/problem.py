@@ -85,12 +85,11 @@ class Problem:
         def rhs(
             s: Tensor, state: State, length: float, w: Tensor, start: Tensor, end: Tensor, c: Tensor | None, *p: Tensor
         ) -> State:
-            return cast(
-                State,
-                functional_call(
-                    self.field, dict(zip(self.names, p, strict=True)), (s, state, length, w, start, end, c)
-                ),
-            )
+            patched = dict(zip(self.names, p, strict=True))
+            out = cast(State, functional_call(self.field, patched, (s, state, length, w, start, end, c)))
+            if torch.is_grad_enabled() and not any(x.requires_grad for x in out):
+                out = (out[0] + 0 * state[0], *out[1:])  # a potential without z stands still; torchdiffeq wants a graph
+            return out
 
         return self._run(rhs, True, z0, times, weights, boundaries, context, *parameters)
 

@@ -211,6 +211,19 @@ def test_wrong_output_of_a_users_module():
         PotentialFlow(Detached(lambda z: z.sum()))(Z, None, (0.0, 1.0))
 
 
+@pytest.mark.parametrize(("says", "columns"), [(1, 2), (2, 1), (3, 2)])
+def test_another_number_of_flows_than_the_module_says(says, columns):
+    net = Detached(lambda z: z.square()[:, :columns])
+    net.num_flows = says
+    wrong = PotentialFlow(net)
+    for call in (lambda: wrong(Z, 0, (0.0, 1.0)), lambda: wrong.velocity(Z, 0, 0.0), lambda: wrong.potential(Z, 0.0)):
+        with pytest.raises(ArgumentError, match=f"potential: Detached says num_flows={says}"):
+            call()
+    net.num_flows = 0
+    with pytest.raises(ArgumentError, match=r"^num_flows: expected an int ≥ 1, got 0"):
+        PotentialFlow(net)
+
+
 def test_unknown_sizes_say_what_to_set():
     net = PotentialFlow(Detached(lambda z: z.square().sum(-1)))
     with pytest.raises(ArgumentError, match="set its attribute dim"):

@@ -240,6 +240,21 @@ def test_a_parametrised_potential(mode):
 
 
 @MODES
+def test_a_potential_that_does_not_see_z_stands_still(mode):
+    class Blind(nn.Module):
+        num_flows = 1
+
+        def forward(self, z, t):
+            return t.square()
+
+    z0 = torch.randn(3, 2, requires_grad=True)
+    path = PotentialFlow(Blind(), solver=Solver("dopri5", gradient=mode)).solve(z0, None, (0.0, 1.0), log_density=True)
+    assert torch.equal(path.z[-1], z0)
+    assert (path.log_density_change == 0).all()
+    assert torch.equal(torch.autograd.grad(path.z[-1].sum(), z0)[0], torch.ones(3, 2))
+
+
+@MODES
 def test_tied_parameters_count_once(mode):
     one, other = Growth(), Growth()
     other.a = one.a

@@ -96,10 +96,11 @@ def test_far_ridges_do_not_overflow():
         (lambda: cflow.MLPPotential(2, 0), "num_flows"),
         (lambda: cflow.RidgePotential(2, hidden=0), "hidden"),
         (lambda: cflow.QuadraticPotential(torch.eye(2)), "matrix"),
+        (lambda: cflow.QuadraticPotential(torch.eye(2, dtype=torch.int64)[None]), "matrix"),
         (lambda: cflow.QuadraticPotential(torch.eye(2)[None], torch.zeros(3)), "shift"),
         (lambda: cflow.MLPPotential(2) + cflow.MLPPotential(3), "terms"),
     ],
 )
 def test_errors(make, word):
-    with pytest.raises(cflow.ArgumentError, match=f"^{word}: "):
+    with pytest.raises((cflow.ArgumentError, cflow.ArgumentTypeError), match=f"^{word}: "):
         make()
