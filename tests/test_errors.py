@@ -88,8 +88,8 @@ class Cubic(nn.Module):
 
 SOLVERS = [
     Solver("rk4", step_size=0.05), Solver("euler", step_size=0.02), Solver("dopri5"), Solver("dopri8"), Solver("bosh3"),
-    Solver("explicit_adams", step_size=0.02), Solver("scipy_solver"),
-    Solver("scipy_solver", options={"solver": "RK45"}),
+    Solver("explicit_adams", step_size=0.02), Solver("scipy_solver", max_steps=1000),
+    Solver("scipy_solver", max_steps=1000, options={"solver": "RK45"}),
 ]  # fmt: skip
 
 

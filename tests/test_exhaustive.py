@@ -17,7 +17,7 @@ each_system = pytest.mark.parametrize("make", SYSTEMS, ids=lambda s: s.__name__)
 
 
 def context_for(system):
-    return 0.3 * torch.randn(B, system.net.dim) if system.takes_context else None
+    return 0.6 * torch.rand(B, system.net.dim) - 0.3 if system.takes_context else None
 
 
 def check_values(system, forms):
