@@ -8,7 +8,9 @@ import urllib.error
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
+from torch import nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 
@@ -51,6 +53,25 @@ def test_hue_is_colorsys():
         hue(torch.rand(1, 1, 2, 2), torch.zeros(1))
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_times_and_precision(name):
+    x, transformation = torch.rand(3, 3, 10, 14), PAPER[name]
+    torch.testing.assert_close(transformation(x, torch.zeros(3)), x, atol=2e-6, rtol=0)
+    two = transformation(x, torch.full((3,), 2.0))
+    for t in (2, 2.0, torch.tensor(2), torch.full((3,), 2.0, dtype=torch.float64)):
+        assert torch.equal(transformation(x, t), two)
+    assert transformation(x[:0], torch.zeros(0)).shape == (0, 3, 10, 14)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # positions of pixels must not be rounded
+        assert torch.equal(transformation(x, 2.0), two)
+        assert torch.equal(make_sequence(x, list(PAPER).index(name), [2.0])[:, 0], two)
+        assert make_sequence(x, 0, [1.0], {"product": lambda x, t: x @ x.mT @ x}).dtype == torch.float32
+    half = transformation(x.bfloat16(), 2.0)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), transformation(x.bfloat16().float(), 2.0), atol=0.05, rtol=0)
+    with pytest.raises(cflow.ArgumentError, match=r"^t: expected one time an image, \(B,\) with B = 3, got \(2,\)"):
+        transformation(x, torch.zeros(2))
+
+
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_sequences_match_a_loop(per_sample):
     x0, k = torch.rand(7, 3, 12, 12), torch.tensor([0, 1, 2, 2, 1, 0, 2])
@@ -71,6 +92,23 @@ def test_users_transformations_and_errors():
     darker = {"darker": lambda x, t: x * 0.9 ** t[:, None, None, None]}
     x0 = torch.rand(2, 1, 4, 4)
     torch.testing.assert_close(make_sequence(x0, 0, torch.arange(3.0), darker)[:, 2], 0.81 * x0)
+    rgb = torch.rand(2, 3, 4, 4)
+    both = make_sequence(rgb, torch.tensor([3, 0]), [0.0, 1.0], PAPER | darker)
+    torch.testing.assert_close(both[0, 1], 0.9 * rgb[0])
+    torch.testing.assert_close(both[1, 1], scaling(rgb[1:], 1.0)[0])
+    for wrong, got in ((lambda x, t: x[:, :, :1], r"\(4, 1, 1, 4\)"), (lambda x, t: None, "NoneType")):
+        with pytest.raises(cflow.ArgumentError, match=rf"^transformations\['wrong'\]: expected images .* got {got}"):
+            make_sequence(x0, 0, [0.0, 1.0], {"wrong": wrong})
+    for none in ({}, [scaling, rotation]):
+        with pytest.raises(cflow.ArgumentTypeError, match=r"^transformations: expected a dict"):
+            make_sequence(x0, 0, [0.0], none)
+    for t, error in (([], "an empty list"), (torch.zeros(0), r"\(0,\)"), ([float("nan")], "nan"), ("now", "str")):
+        with pytest.raises(cflow.CflowError, match=rf"^t.*: expected .*{error}"):
+            make_sequence(x0, 0, t, darker)
+    with pytest.raises(cflow.ArgumentTypeError, match=r"^k: expected the integer index .* got 'darker'"):
+        make_sequence(x0, "darker", [0.0], darker)
+    with pytest.raises(cflow.ArgumentTypeError, match=r"^x0: .* got ndarray"):
+        make_sequence(x0.numpy(), 0, [0.0], darker)
     with pytest.raises(cflow.ArgumentError, match=r"^k: expected indices 0 to 0, got 1 to 1"):
         make_sequence(x0, torch.tensor([1, 1]), torch.arange(3.0), darker)
     with pytest.raises(cflow.ArgumentError, match=r"^t: expected"):
@@ -94,9 +132,17 @@ def test_digits():
         assert x[:, 1:].max() == 0
         assert x[:, 0].max() == 255
         assert x[:, 0, :4].max() == 0
-    rows = [{tuple(i.flatten().tolist()) for i in x} for x in splits.values()]
-    assert not rows[0] & rows[2]
-    assert not rows[1] & rows[2]
+    original = sklearn.datasets.load_digits()
+    grown = nn.functional.interpolate(torch.tensor(original.images).float()[:, None], size=20, mode="bilinear")
+    inside = {name: x[:, 0, 4:24, 4:24].flatten(1) * (16 / 255) for name, x in splits.items()}
+    distances = {name: torch.cdist(x, grown.flatten(1)) for name, x in inside.items()}
+    assert max(d.amin(1).max() for d in distances.values()) < 0.7  # 20·√(1/12) · 16/255 from rounding to bytes
+    source = {name: d.argmin(1) for name, d in distances.items()}
+    assert torch.cat(list(source.values())).unique().numel() == 1797  # each digit is in one split
+    share = np.bincount(original.target) / 1797
+    for indices in source.values():
+        counts = np.bincount(original.target[indices.numpy()])
+        assert np.abs(counts - len(indices) * share).max() <= 1.5
     assert torch.equal(splits["test"], digits.load_digits("test"))
     with pytest.raises(cflow.ArgumentError, match=r"^split: "):
         digits.load_digits("validation")
@@ -133,6 +179,45 @@ def test_mnist_errors(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     with pytest.raises(cflow.DataError, match="MNIST/raw/t10k-images-idx3-ubyte could not be downloaded"):
         mnist.load_mnist("train", tmp_path)
+
+
+def test_a_failed_download_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(cflow.DataError, match=r"MNIST/raw/\*-ubyte could not be downloaded") as caught:
+        mnist.load_mnist("test", tmp_path / "deep" / "er")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 300
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(cflow.DataError):
+        mnist.load_mnist("test", tmp_path / "mine")
+    assert [f.name for f in tmp_path.rglob("*")] == ["mine"]
+    with pytest.raises(cflow.ArgumentTypeError, match=r"^data\.root: expected the path of a folder, got NoneType"):
+        mnist.load_mnist("test", None)
+    with pytest.raises(cflow.ArgumentError, match=r"^split: "):
+        mnist.load_mnist("validation", tmp_path)
+
+
+def write_idx(raw, name, values):
+    sizes = b"".join(n.to_bytes(4, "big") for n in values.shape)
+    (raw / f"{name}-ubyte").write_bytes(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes())
+
+
+def test_mnist_files_of_another_size(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 300), ("t10k", 7)):
+        write_idx(raw, f"{name}-images-idx3", np.full((count, 28, 28), count % 256, np.uint8))
+        write_idx(raw, f"{name}-labels-idx1", np.zeros(count, np.uint8))
+    assert mnist.load_mnist("test", tmp_path)[:, 0].unique().tolist() == [7]
+    with pytest.raises(cflow.DataError, match="expected 60,000 training images, got 300"):  # none would be left
+        mnist.load_mnist("train", tmp_path)
+    images = raw / "t10k-images-idx3-ubyte"
+    whole = images.read_bytes()
+    for damaged in (whole[:-1], whole[:10], b"", whole + b"x"):
+        images.write_bytes(damaged)
+        with pytest.raises(cflow.DataError, match="cannot be read"):
+            mnist.load_mnist("test", tmp_path)
 
 
 def test_importing_the_data_package_loads_neither_torchvision_nor_sklearn():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, DataError
+from ..errors import ArgumentError, ArgumentTypeError, DataError
 from .digits import red
 
 Split = Literal["train", "val", "test"]
@@ -27,24 +29,34 @@ def load_mnist(split: Split, root: str | os.PathLike[str] = "data") -> Tensor:
         root: folder with torchvision's layout, root/MNIST/raw/…; downloaded there where it is absent.
 
     Raises:
+        ArgumentError, ArgumentTypeError: another split; a root that is no path.
         DataError: the files are absent and cannot be downloaded, or are damaged, or torchvision is not installed.
     """
     if split not in ("train", "val", "test"):
         raise ArgumentError(f"split: expected train, val or test, got {split!r}")
+    if not isinstance(root, (str, os.PathLike)):
+        raise ArgumentTypeError(f"data.root: expected the path of a folder, got {type(root).__name__}")
     try:
         from torchvision.datasets import MNIST
     except ImportError:
         raise DataError("mnist: needs torchvision; pip install 'cflow-torch[train]'") from None
-    missing = [name for name in FILES if not (Path(root) / "MNIST" / "raw" / name).is_file()]
+    raw = Path(root) / "MNIST" / "raw"
+    missing = [name for name in FILES if not (raw / name).is_file()]
+    made = [folder for folder in (raw, *raw.parents) if not folder.exists()]  # by the download, deepest first
     try:
         images = MNIST(str(root), train=split != "test", download=bool(missing)).data
     except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()  # only what is empty
+        reason = shorten(str(error), 160, placeholder=" …") or type(error).__name__
         what = "could not be downloaded" if missing else "cannot be read"
         which = "MNIST/raw/*-ubyte" if len(missing) in (0, len(FILES)) else f"MNIST/raw/{missing[0]}"
         raise DataError(
             f"data.root={str(root)!r}: {which} {what} ({reason}); give a folder that holds the four files"
         ) from None
     if split != "test":
+        if len(images) <= VAL:
+            raise DataError(f"data.root={str(root)!r}: expected 60,000 training images, got {len(images)}")
         images = images[-VAL:] if split == "val" else images[:-VAL]
     return red(torch.as_tensor(images)[:, None])

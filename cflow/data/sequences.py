@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from ..errors import ArgumentError, ArgumentTypeError
+from ..times import as_time_tensor
 
 Transformation = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,15 +26,15 @@ def scaling(x0: Tensor, t: Tensor) -> Tensor:
         >>> scaling(torch.ones(1, 1, 4, 4), torch.tensor([0.0])).sum().item()
         16.0
     """
-    zoom = 1 / (1 + 0.1 * t)
+    zoom = 1 / (1 + 0.1 * _per_image(x0, t))
     zero = torch.zeros_like(zoom)
     return _warp(x0, torch.stack([zoom, zero, zero, zero, zoom, zero], -1))
 
 
 def rotation(x0: Tensor, t: Tensor) -> Tensor:
     """Rotate images (B, C, H, W) counter-clockwise about their centre by 10 t degrees."""
-    _, _, height, width = x0.shape
-    angle = t * (10 * math.pi / 180)
+    angle = _per_image(x0, t) * (10 * math.pi / 180)
+    height, width = x0.shape[-2:]
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     return _warp(x0, torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], -1))
 
@@ -49,6 +50,7 @@ def hue(x0: Tensor, t: Tensor) -> Tensor:
         >>> hue(red, torch.tensor([6.0])).flatten().tolist()  # 120 degrees: green
         [0.0, 1.0, 0.0]
     """
+    turn = _per_image(x0, t) / 3  # in sextants
     if x0.shape[1] != 3:
         raise ArgumentError(f"x0: hue needs RGB images (B, 3, H, W), got {tuple(x0.shape)}")
     red, green, blue = x0.unbind(1)
@@ -59,7 +61,7 @@ def hue(x0: Tensor, t: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    sextant = sextant + t[:, None, None] / 3
+    sextant = sextant + turn[:, None, None]
     # each channel is value − chroma · clamp(min(n, 4 − n), 0, 1), with n = (offset + hue/60°) mod 6
     n = (torch.tensor([5.0, 3.0, 1.0]).to(x0).view(3, 1, 1) + sextant[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(n, 4 - n).clamp(0, 1)
@@ -85,46 +87,80 @@ def make_sequence(
 
     Raises:
         ArgumentError: an index without a transformation, or shapes that do not go together.
-        ArgumentTypeError: images that are not floating point, indices that are not integers.
+        ArgumentTypeError: images that are not floating point, indices that are not integers, functions without names.
 
     Example:
         >>> make_sequence(torch.rand(2, 3, 8, 8), torch.tensor([0, 2]), torch.arange(9.0)).shape
         torch.Size([2, 9, 3, 8, 8])
     """
-    functions = list((PAPER if transformations is None else transformations).values())
-    k, t = _check(x0, torch.as_tensor(k, device=x0.device), torch.as_tensor(t), len(functions))
+    named = PAPER if transformations is None else transformations
+    if not isinstance(named, Mapping) or not named:
+        raise ArgumentTypeError(f"transformations: expected a dict name → function, got {named!r}")
+    k, t = _check(x0, k, t, len(named))
     batch = len(x0)
     times = t.to(x0.device, x0.dtype)
     times = (times[:, None].expand(-1, batch) if t.ndim == 1 else times).mT  # (B, T+1)
     frames = times.shape[1]
     out = x0.new_empty(batch, frames, *x0.shape[1:])
-    for i, function in enumerate(functions):
+    for i, (name, function) in enumerate(named.items()):
         rows = (k == i).nonzero()[:, 0]
         if len(rows):
-            made = function(x0[rows].repeat_interleave(frames, 0), times[rows].flatten())
-            out[rows] = made.view(len(rows), frames, *x0.shape[1:])
+            still = x0[rows].repeat_interleave(frames, 0)
+            with torch.autocast(x0.device.type, enabled=False):  # half precision would move the pixels
+                made = function(still, times[rows].flatten())
+            if not isinstance(made, Tensor) or made.shape != still.shape:
+                got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+                raise ArgumentError(f"transformations[{name!r}]: expected images {tuple(still.shape)}, got {got}")
+            out[rows] = made.view(len(rows), frames, *x0.shape[1:]).to(out.dtype)
     return out
 
 
-def _check(x0: Tensor, k: Tensor, t: Tensor, functions: int) -> tuple[Tensor, Tensor]:
+def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Tensor]:
     """k (B,) and t, known to fit images x0 and a number of transformations."""
+    x0 = _images(x0)
     batch = len(x0)
-    if x0.ndim != 4:
-        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(x0.shape)}")
-    if not x0.is_floating_point():
-        raise ArgumentTypeError(f"x0: expected floating point images in [0, 1], got {x0.dtype}; use x0.float() / 255")
+    try:
+        k = torch.as_tensor(k, device=x0.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(f"k: expected the integer index of a transformation, got {k!r}") from None
+    t = as_time_tensor(t)
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
         raise ArgumentTypeError(f"k: expected the integer index of a transformation, got {k.dtype}")
     if k.ndim and k.shape != (batch,):
         raise ArgumentError(f"k: expected an int or (B,) with B = {batch}, got {tuple(k.shape)}")
     if k.numel() and not 0 <= int(k.min()) <= int(k.max()) < functions:
         raise ArgumentError(f"k: expected indices 0 to {functions - 1}, got {int(k.min())} to {int(k.max())}")
-    if t.ndim not in (1, 2) or (t.ndim == 2 and t.shape[1] != batch):
+    if t.ndim not in (1, 2) or not len(t) or (t.ndim == 2 and t.shape[1] != batch):
         raise ArgumentError(f"t: expected (T+1,) or (T+1, B) with B = {batch}, got {tuple(t.shape)}")
     return k.expand(batch), t
 
 
+def _images(x0: object) -> Tensor:
+    if not isinstance(x0, Tensor) or not x0.is_floating_point():
+        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
+        raise ArgumentTypeError(f"x0: expected floating point images in [0, 1], got {got}; use x0.float() / 255")
+    if x0.ndim != 4:
+        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(x0.shape)}")
+    return x0
+
+
+def _per_image(x0: Tensor, t: Tensor) -> Tensor:
+    """Times (B,) of images (B, C, H, W), in their dtype; one time for all is fine."""
+    batch = len(_images(x0))
+    t = as_time_tensor(t)
+    if t.shape not in ((), (batch,)):
+        raise ArgumentError(f"t: expected one time an image, (B,) with B = {batch}, got {tuple(t.shape)}")
+    return t.to(x0).expand(batch)
+
+
 def _warp(x: Tensor, theta: Tensor) -> Tensor:
-    """Sample images at affinely mapped positions: bilinear, zeros outside. theta (B, 6)."""
-    grid = affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False)
-    return grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    """Sample images at affinely mapped positions: bilinear, zeros outside. theta (B, 6).
+
+    Positions need more than half precision, which autocast would give them: 1/256 of the width is 1/9 of a pixel.
+    """
+    if not len(x):
+        return x
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        grid = affine_grid(theta.view(-1, 2, 3).to(dtype), list(x.shape), align_corners=False)
+        return grid_sample(x.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)
