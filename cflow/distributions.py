@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, Transform, constraints
@@ -171,6 +172,8 @@ def _selection_batch(k: Selecting) -> int | None:
         parts = [_selection_batch(k.selections[i]) for i in range(len(k))]
         parts.append(k.times.shape[1] if k.times.ndim == 2 else None)
         return next((p for p in parts if p is not None), None)
+    if isinstance(k, np.ndarray):
+        k = torch.as_tensor(k)
     if isinstance(k, Tensor) and k.ndim and (k.ndim == 2 or not k.is_floating_point()):
         return len(k)
     return None

@@ -210,6 +210,8 @@ def tile(k: Selecting, batch: int, copies: int) -> Selecting:
     """A selection for B samples, repeated for `copies` of the batch one behind the other."""
     if copies == 1:
         return k
+    if isinstance(k, np.ndarray):
+        k = torch.as_tensor(k)
     if isinstance(k, Schedule):
         pieces = [tile(k.selections[i], batch, copies) for i in range(len(k))]
         return Schedule(tile_times(k.times, batch, copies), pieces, clock=k.clock)
