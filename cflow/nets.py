@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from .errors import ArgumentError
+from .base import positive_int
+from .errors import ArgumentError, ArgumentTypeError
 from .flow import PotentialFlow
 from .pde import HamiltonJacobi
 from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential
@@ -23,16 +24,42 @@ ImageShape = tuple[int, int, int]  # channels, height, width
 
 
 class Encoder(nn.Module):
-    """A body that maps images to 2D numbers, read as the mean and log-variance of a normal over z (B, D)."""
+    """A body that maps images to 2D numbers, read as the mean and log-variance of a normal over z (B, D).
 
-    def __init__(self, body: nn.Module) -> None:
+    Arguments:
+        body: x (B, C, H, W) -> (B, 2D).
+        image_shape: (C, H, W).
+    """
+
+    def __init__(self, body: nn.Module, image_shape: ImageShape) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.image_shape = body, _checked(image_shape)
 
     def forward(self, x: Tensor) -> Distribution:
-        """q(z|x) for x (B, C, H, W), with event shape (D,)."""
-        mean, log_variance = self.body(x).chunk(2, -1)
+        """q(z|x) for x (B, C, H, W), with event shape (D,).
+
+        Raises:
+            ArgumentError, ArgumentTypeError: images of another shape or dtype.
+        """
+        out = self.body(self._check(x))
+        if out.dtype in (torch.float16, torch.bfloat16):  # under autocast: densities and KLs need the precision
+            out = out.float()
+        mean, log_variance = out.chunk(2, -1)
         return Independent(Normal(mean, (0.5 * log_variance).exp(), validate_args=False), 1)
+
+    def _check(self, x: object) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ArgumentTypeError(f"x: expected floating point images in [0, 1], got {got}; use x.float() / 255")
+        if x.ndim != 4 or x.shape[1:] != self.image_shape:
+            raise ArgumentError(
+                f"x: expected frames of shape {self.image_shape}, got {tuple(x.shape[1:])} behind the batch; encode "
+                "and traverse take frames (B, C, H, W), elbo and the metrics sequences (B, T+1, C, H, W)"
+            )
+        parameter = next(self.parameters(), x)
+        if x.dtype != parameter.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise ArgumentTypeError(f"x: is {x.dtype}, but the encoder {parameter.dtype}; use x.to({parameter.dtype})")
+        return x
 
 
 class Decoder(nn.Module):
@@ -49,7 +76,7 @@ class Decoder(nn.Module):
         super().__init__()
         if likelihood not in ("gaussian", "bernoulli"):
             raise ArgumentError(f"likelihood: expected 'gaussian' or 'bernoulli', got {likelihood!r}")
-        self.body, self.image_shape, self.likelihood = body, tuple(image_shape), likelihood
+        self.body, self.image_shape, self.likelihood = body, _checked(image_shape), likelihood
         self.log_scale = nn.Parameter(torch.tensor(math.log(0.3))) if likelihood == "gaussian" else None
 
     def forward(self, z: Tensor) -> Distribution:
@@ -87,7 +114,8 @@ class MLPEncoder(Encoder):
     """
 
     def __init__(self, image_shape: ImageShape, latent_dim: int, width: int = 512) -> None:
-        super().__init__(nn.Sequential(nn.Flatten(), *_mlp(math.prod(image_shape), width, width // 2, 2 * latent_dim)))
+        sizes = math.prod(_checked(image_shape)), *_widths(width), 2 * positive_int("latent_dim", latent_dim)
+        super().__init__(nn.Sequential(nn.Flatten(), *_mlp(*sizes)), image_shape)
 
 
 class MLPDecoder(Decoder):
@@ -96,9 +124,9 @@ class MLPDecoder(Decoder):
     def __init__(
         self, image_shape: ImageShape, latent_dim: int, width: int = 512, likelihood: Likelihood = "gaussian"
     ) -> None:
-        body = nn.Sequential(
-            *_mlp(latent_dim, width // 2, width, math.prod(image_shape)), nn.Unflatten(1, tuple(image_shape))
-        )
+        shape, (wide, narrow) = _checked(image_shape), _widths(width)
+        sizes = positive_int("latent_dim", latent_dim), narrow, wide, math.prod(shape)
+        body = nn.Sequential(*_mlp(*sizes), nn.Unflatten(1, shape))
         super().__init__(body, image_shape, likelihood)
 
 
@@ -114,10 +142,10 @@ class ConvDecoder(Decoder):
     def __init__(
         self, image_shape: ImageShape, latent_dim: int, width: int = 512, likelihood: Likelihood = "gaussian"
     ) -> None:
-        channels, height, w = _divisible_by_4(image_shape)
+        channels, height, w = _checked(image_shape, multiple=4)
         deep, shallow = max(width // 12, 8), max(width // 24, 4)
         body = nn.Sequential(
-            *_mlp(latent_dim, width // 2, deep * height * w // 16),
+            *_mlp(positive_int("latent_dim", latent_dim), _widths(width)[1], deep * height * w // 16),
             nn.SiLU(),
             nn.Unflatten(1, (deep, height // 4, w // 4)),
             nn.Conv2d(deep, 4 * shallow, 3, padding=1),
@@ -137,8 +165,8 @@ class PaperEncoder(Encoder):
     """
 
     def __init__(self, image_shape: ImageShape, latent_dim: int) -> None:
-        channels, height, w = _divisible_by_4(image_shape)
-        s, rest = latent_dim, (height // 4, w // 4)
+        channels, height, w = _checked(image_shape, multiple=4)
+        s, rest = positive_int("latent_dim", latent_dim), (height // 4, w // 4)
         super().__init__(
             nn.Sequential(
                 *(nn.Conv2d(channels, s, 4, 2, 1), nn.ReLU()),
@@ -147,7 +175,8 @@ class PaperEncoder(Encoder):
                 *(nn.Conv2d(3 * s, 2 * s, 1), nn.ReLU()),
                 *(nn.Conv2d(2 * s, 2 * s, 1), nn.Flatten()),
                 nn.Linear(2 * s, 2 * s),
-            )
+            ),
+            image_shape,
         )
 
 
@@ -155,8 +184,8 @@ class PaperDecoder(Decoder):
     """The paper's decoder, the mirror image of `PaperEncoder`."""
 
     def __init__(self, image_shape: ImageShape, latent_dim: int, likelihood: Likelihood = "bernoulli") -> None:
-        channels, height, w = _divisible_by_4(image_shape)
-        s, rest = latent_dim, (height // 4, w // 4)
+        channels, height, w = _checked(image_shape, multiple=4)
+        s, rest = positive_int("latent_dim", latent_dim), (height // 4, w // 4)
         body = nn.Sequential(
             *(nn.Linear(s, 2 * s), nn.Unflatten(1, (2 * s, 1, 1)), nn.ReLU()),
             *(nn.ConvTranspose2d(2 * s, 2 * s, 1), nn.ReLU()),
@@ -178,12 +207,14 @@ def build_potential(
     """A potential by name: "mlp", "ridge", "quadratic", or a sum of them such as "quadratic+ridge".
 
     Raises:
-        ArgumentError: an unknown name.
+        ArgumentError: an unknown name, or a size that is no int ≥ 1.
 
     Example:
         >>> build_potential("quadratic+ridge", dim=4, num_flows=3).num_flows
         3
     """
+    positive_int("dim", dim)
+    positive_int("num_flows", num_flows)
     makers: dict[str, Callable[[], Potential]] = {
         "mlp": lambda: MLPPotential(dim, num_flows, time_dependent=time_dependent),
         "ridge": lambda: RidgePotential(dim, num_flows, hidden=hidden, time_dependent=time_dependent),
@@ -245,11 +276,8 @@ def build_vae(
     """
     sizes = {"latent_dim": latent_dim, "width": width, "num_flows": num_flows, "potential_hidden": potential_hidden}
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ArgumentError(f"{name}: expected an int ≥ 1, got {size!r}")
-    shape = cast(ImageShape, tuple(image_shape))
-    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ArgumentError(f"image_shape: expected (channels, height, width), got {image_shape!r}")
+        positive_int(name, size)
+    shape = _checked(image_shape)
     encoder: Encoder
     decoder: Decoder
     if network == "mlp":
@@ -282,7 +310,18 @@ def _mlp(*sizes: int) -> list[nn.Module]:
     return layers
 
 
-def _divisible_by_4(image_shape: ImageShape) -> ImageShape:
-    if len(image_shape) != 3 or image_shape[1] % 4 or image_shape[2] % 4:
-        raise ArgumentError(f"image_shape: expected (C, H, W) with H and W divisible by 4, got {tuple(image_shape)}")
-    return image_shape
+def _widths(width: int) -> tuple[int, int]:
+    """Units of the wide and of the narrow hidden layer."""
+    return positive_int("width", width), max(width // 2, 1)
+
+
+def _checked(image_shape: Sequence[int], multiple: int = 1) -> ImageShape:
+    """(C, H, W), three positive ints, H and W a multiple of what a network halves them to."""
+    shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise ArgumentError(f"image_shape: expected (channels, height, width), got {image_shape!r}")
+    if shape[1] % multiple or shape[2] % multiple:
+        raise ArgumentError(
+            f"image_shape: expected height and width divisible by {multiple}, got {shape}; pad them, or use an MLP"
+        )
+    return shape

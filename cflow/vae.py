@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import cast
 
@@ -63,7 +64,8 @@ class FlowVAE(nn.Module):
         flow_posterior: x (B, T+1, …) -> logits (B, K) of q(k|x): k becomes latent where `elbo` is called with k=None.
 
     Raises:
-        ArgumentError: a weight without its module, or negative weights.
+        ArgumentError: a weight without its module, negative weights, or a prior or pde of another flow.
+        ArgumentTypeError: what is no module; its parameters would not be trained.
 
     Example:
         >>> from cflow import MLPPotential, nets
@@ -92,14 +94,22 @@ class FlowVAE(nn.Module):
         super().__init__()
         weights = {"kl_weight": kl_weight, "path_kl_weight": path_kl_weight, "pde_weight": pde_weight}
         for name, weight in weights.items():
+            if not isinstance(weight, numbers.Real):
+                raise ArgumentTypeError(f"{name}: expected a finite number ≥ 0, got {type(weight).__name__} {weight!r}")
             if not (math.isfinite(weight) and weight >= 0):
                 raise ArgumentError(f"{name}: expected a finite number ≥ 0, got {weight!r}")
         if not isinstance(flow, PotentialFlow):
             raise ArgumentTypeError(f"flow: expected a cflow.PotentialFlow, got {type(flow).__name__}")
-        if pde_weight and pde is None:
-            raise ArgumentError("pde: pde_weight is not 0, so a HamiltonJacobi is needed; pass pde=…")
+        modules = {"encoder": encoder, "decoder": decoder}
+        optional = {"prior": prior, "pde": pde, "flow_posterior": flow_posterior}
+        for name, module in (modules | {name: m for name, m in optional.items() if m is not None}).items():
+            if not isinstance(module, nn.Module):
+                got = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+                raise ArgumentTypeError(f"{name}: expected an nn.Module, got {got}; its parameters need one to be seen")
         if path_kl_weight and prior is None:
             prior = DiffusionPrior(flow.dim, flow.num_flows)
+        _check_weights(path_kl_weight, prior, pde_weight, pde)
+        _check_same_flow(flow, prior, pde)
         self.encoder, self.decoder, self.flow = encoder, decoder, flow
         self.prior, self.pde, self.flow_posterior = prior, pde, flow_posterior
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
@@ -119,9 +129,13 @@ class FlowVAE(nn.Module):
             x: sequences (B, T+1, …); the first frame is encoded.
             k: a selection of flows, as in `PotentialFlow`; None with a `flow_posterior` makes it latent.
             t: times of the frames, (T+1,) or (T+1, B), in frames; 0..T by default.
-            mask: (B, T+1). Boolean: False drops a frame from the reconstruction. Floating point: multiplies the
-                frame's log-probability, so that a random subset of m frames weighted by (T+1)/m stays unbiased.
+            mask: (B, T+1). Boolean: False drops a frame from the reconstruction. Numbers ≥ 0: multiply the frame's
+                log-probability, so that a random subset of m frames weighted by (T+1)/m stays unbiased.
                 Only frames of non-zero weight are decoded.
+            context: (B, …), handed to a user's potential.
+
+        A latent k is drawn from q(k|x) by a straight-through Gumbel-softmax in training, and is the most probable one
+        in evaluation.
 
         Raises:
             ArgumentError: shapes of x, t, mask or of a module's distribution that do not go together.
@@ -129,6 +143,9 @@ class FlowVAE(nn.Module):
         if not isinstance(x, Tensor) or x.ndim < 3:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ArgumentError(f"x: expected sequences (B, T+1, …), got {got}; add a frame dimension with x[:, None]")
+        if not len(x) or not x.shape[1]:
+            raise ArgumentError(f"x: expected at least one sequence of one frame (B, T+1, …), got {tuple(x.shape)}")
+        _check_weights(self.path_kl_weight, self.prior, self.pde_weight, self.pde)
         batch, frames = x.shape[:2]
         times = parse_times(range_of(frames) if t is None else t, batch=batch, least=1)
         if len(times) != frames:
@@ -159,7 +176,13 @@ class FlowVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images (…, *image), the decoder's mean, of latent states z (…, D)."""
-        return cast(Tensor, self.decoder(z).mean)
+        dim = getattr(self.flow.net, "dim", None)
+        if not isinstance(z, Tensor) or z.ndim == 0 or (dim is not None and z.shape[-1] != dim):
+            got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
+            raise ArgumentError(
+                f"z: expected latent states (…, D){'' if dim is None else f' with D = {dim}'}, got {got}"
+            )
+        return self._likelihood(z).mean
 
     def traverse(
         self, x0: Tensor, k: Selecting, t: Times, *, sample: bool = False, context: Tensor | None = None
@@ -169,8 +192,9 @@ class FlowVAE(nn.Module):
 
     def sample(self, n: int, k: Selecting, t: Times, *, context: Tensor | None = None) -> Tensor:
         """Images (N, n, *image) at times t, along flows that start from n draws of the prior N(0, I)."""
-        like = next(self.parameters())
-        z0 = torch.randn(n, self.flow.dim, dtype=like.dtype, device=like.device)
+        if not isinstance(n, numbers.Integral) or n < 0:
+            raise ArgumentError(f"n: expected a number of samples ≥ 0, got {n!r}")
+        z0 = torch.randn_like(zero_states(self, int(n)))
         return self.decode(self.flow.trajectory(z0, k, t, context))
 
     def log_prob_frames(self, x: Tensor, z: Tensor) -> Tensor:
@@ -178,9 +202,7 @@ class FlowVAE(nn.Module):
         lead = z.shape[:-1]
         if not lead.numel():  # where a mask keeps nothing; `Independent` cannot sum over events of an empty batch
             return z.new_zeros(lead)
-        p = self.decoder(z)
-        if not isinstance(p, Distribution):
-            raise ArgumentTypeError(f"decoder: expected it to return a Distribution, got {type(p).__name__}")
+        p = self._likelihood(z)
         shape = p.batch_shape + p.event_shape
         if shape != x.shape:
             raise ArgumentError(
@@ -196,10 +218,17 @@ class FlowVAE(nn.Module):
             raise ArgumentTypeError(
                 f"encoder: expected it to return a Distribution over z (B, D) with rsample, got {type(q).__name__}"
             )
-        shape = q.batch_shape + q.event_shape
-        if len(shape) != 2 or shape[0] != len(x0):
-            raise ArgumentError(f"encoder: its distribution has shape {tuple(shape)}; expected (B, D), B = {len(x0)}")
+        shape, dim = q.batch_shape + q.event_shape, getattr(self.flow.net, "dim", None)
+        if len(shape) != 2 or shape[0] != len(x0) or (dim is not None and shape[1] != dim):
+            wanted = f"(B, D) with B = {len(x0)}" + ("" if dim is None else f" and D = {dim}")
+            raise ArgumentError(f"encoder: its distribution has shape {tuple(shape)}; expected {wanted}")
         return q
+
+    def _likelihood(self, z: Tensor) -> Distribution:
+        p = self.decoder(z)
+        if not isinstance(p, Distribution):
+            raise ArgumentTypeError(f"decoder: expected it to return a Distribution over x, got {type(p).__name__}")
+        return p
 
     def _reconstruction(self, x: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted log p(x_t | z_t), (T+1, B), with all frames decoded in one call."""
@@ -210,6 +239,8 @@ class FlowVAE(nn.Module):
             got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise ArgumentError(f"mask: expected a tensor (B, T+1) = {tuple(x.shape[:2])}, got {got}")
         weight = mask.mT.to(z.device)
+        if not bool(((weight >= 0) & (weight < math.inf)).all()):
+            raise ArgumentError("mask: expected booleans or finite weights ≥ 0, got a negative, infinite or NaN one")
         keep = weight != 0
         out = z.new_zeros(keep.shape)
         out[keep] = self.log_prob_frames(frames[keep], z[keep]) * weight[keep].to(z.dtype)
@@ -227,11 +258,10 @@ class FlowVAE(nn.Module):
         """One-hot weights drawn from q(k|x) where k is latent, and KL(q(k|x) ‖ uniform)."""
         if k is not None or self.flow_posterior is None:
             return k, None
-        logits = self.flow_posterior(x)
-        if logits.shape != (len(x), self.flow.num_flows):
-            raise ArgumentError(
-                f"flow_posterior: expected logits (B, K) = ({len(x)}, {self.flow.num_flows}), got {tuple(logits.shape)}"
-            )
+        logits, wanted = self.flow_posterior(x), (len(x), self.flow.num_flows)
+        if not isinstance(logits, Tensor) or logits.shape != wanted:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ArgumentError(f"flow_posterior: expected logits (B, K) = {wanted}, got {got}")
         if self.training:
             weights = nn.functional.gumbel_softmax(logits, tau=self.temperature, hard=True)
         else:
@@ -240,9 +270,38 @@ class FlowVAE(nn.Module):
         return weights, (log_q.exp() * log_q).sum(-1).mean() + math.log(logits.shape[1])
 
 
+def _check_weights(path_kl_weight: float, prior: nn.Module | None, pde_weight: float, pde: nn.Module | None) -> None:
+    """A term that counts needs its module; checked again in `elbo`, as weights may be annealed from 0."""
+    if path_kl_weight and prior is None:
+        raise ArgumentError(
+            "prior: path_kl_weight is not 0, so a prior is needed; pass prior=cflow.DiffusionPrior(D, K)"
+        )
+    if pde_weight and pde is None:
+        raise ArgumentError("pde: pde_weight is not 0, so a HamiltonJacobi is needed; pass pde=…")
+
+
+def _check_same_flow(flow: PotentialFlow, prior: nn.Module | None, pde: nn.Module | None) -> None:
+    sizes = {"dim": getattr(flow.net, "dim", None), "num_flows": getattr(flow.net, "num_flows", None)}
+    for name, size in sizes.items():
+        if isinstance(prior, DiffusionPrior) and size is not None and getattr(prior, name) != size:
+            raise ArgumentError(f"prior: has {name} = {getattr(prior, name)}, but the flow's potential {size}")
+    if isinstance(pde, HamiltonJacobi):
+        learned = set(flow.net.parameters())
+        if learned and learned.isdisjoint(pde.potential.parameters()):
+            raise ArgumentError("pde: its potential shares no parameters with the flow's; pass the same module to both")
+    elif pde is not None and not hasattr(pde, "loss"):
+        raise ArgumentTypeError(f"pde: expected a cflow.pde.HamiltonJacobi, got {type(pde).__name__}")
+
+
 def range_of(frames: int) -> Tensor:
     """The default times 0, 1, …, T of T+1 frames."""
     return as_time_tensor([float(i) for i in range(frames)])
+
+
+def zero_states(vae: FlowVAE, n: int) -> Tensor:
+    """n latent states (n, D) at the prior's mean, in the dtype and on the device of the flow."""
+    found = (p for module in (vae.flow, vae) for p in module.parameters() if p.is_floating_point())
+    return next(found, torch.empty(())).new_zeros(n, vae.flow.dim)
 
 
 def sum_rest(log_prob: Tensor, lead: int) -> Tensor:

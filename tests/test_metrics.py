@@ -40,6 +40,56 @@ def test_a_perfect_model_has_no_error_and_baselines_are_exact():
     torch.testing.assert_close(metrics.reconstruction_l1(vae, x0), torch.zeros(3))
 
 
+def test_baselines_of_hand_made_images():
+    x = torch.zeros(2, 3, 1, 2, 2)
+    x[0, 1, 0, 0] = torch.tensor([0.25, 0.5])
+    x[0, 2], x[1] = 1.0, 0.5
+    assert metrics.copy_input(x).tolist() == [[0.75, 0.0], [4.0, 0.0]]
+    assert metrics.black(x).tolist() == [[0.75, 2.0], [4.0, 2.0]]
+
+
+def test_times_of_each_samples_own():
+    vae, x0, k = shifting(), torch.randn(2, 2), torch.tensor([0, 1])
+    t = torch.tensor([[0.0, 1.0], [0.5, 3.0], [2.0, 3.5]])
+    x = vae.traverse(x0, k, t).transpose(0, 1)
+    torch.testing.assert_close(metrics.equivariance_error(vae, x, k, t), torch.zeros(2, 2), atol=1e-5, rtol=0)
+    # at the times 0, 1, 2 the model is elsewhere, by its speed
+    wanted = torch.tensor([[0.5, 2.0], [0.0, 1.0]])
+    torch.testing.assert_close(metrics.equivariance_error(vae, x, k), wanted)
+
+
+class Broad(nn.Module):
+    """Images that would broadcast against the frames in silence."""
+
+    def forward(self, z):
+        return Independent(Normal(z[..., :1], 1.0), 1)
+
+
+MISUSES = {
+    "x: expected floating point images .* got torch.uint8": lambda v, x: metrics.copy_input(x.byte()),
+    "x: expected floating point .* got torch.int64": lambda v, x: metrics.black(x.long()),
+    r"x: expected sequences \(B, T\+1, …\), got list": lambda v, x: metrics.black([x]),
+    r"x: expected sequences .* \(3, 0, 2\)": lambda v, x: metrics.copy_input(x[:, :0]),
+    r"x: has frames of shape \(2,\), the model's \(1,\)": lambda v, x: metrics.equivariance_error(broad(v), x, 0),
+    r"x: has frames of shape \(2,\)": lambda v, x: metrics.reconstruction_l1(broad(v), x[:, 0]),
+    r"x: has frames of shape": lambda v, x: metrics.no_flow(broad(v), x),
+    "decoder: its distribution has shape": lambda v, x: metrics.log_likelihood(broad(v), x, 0, num_samples=2),
+    "t: expected one time a frame, 4, got 2": lambda v, x: metrics.equivariance_error(v, x, 0, [0.0, 1.0]),
+    "num_samples: expected an int": lambda v, x: metrics.log_likelihood(v, x, 0, num_samples=2.5),
+    "x: expected a tensor of frames": lambda v, x: metrics.log_likelihood(v, [x], 0, num_samples=2),
+}
+
+
+def broad(vae):
+    return FlowVAE(vae.encoder, Broad(), vae.flow)
+
+
+@pytest.mark.parametrize("message", MISUSES)
+def test_misuse(message):
+    with pytest.raises(cflow.CflowError, match=f"^{message}"):
+        MISUSES[message](shifting(), torch.ones(3, 4, 2))
+
+
 def test_empty_batches_and_what_is_no_sequence():
     vae = shifting()
     assert metrics.equivariance_error(vae, torch.zeros(0, 4, 2), 0).shape == (3, 0)

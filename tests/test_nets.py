@@ -10,12 +10,24 @@ from cflow import PotentialFlow, nets
 
 @pytest.mark.parametrize("network", nets.NETWORKS)
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("potential", nets.POTENTIALS)
+def test_gradients_reach_every_parameter(network, likelihood, potential):
+    weights = {"path_kl_weight": 1.0, "pde_weight": 0.0 if potential == "quadratic" else 0.1}
+    size = {"image_shape": (2, 8, 12), "latent_dim": 6, "width": 48, "potential_hidden": 8}
+    vae = nets.build_vae(network=network, likelihood=likelihood, potential=potential, **size, **weights)
+    elbo = vae.elbo(torch.rand(6, 3, 2, 8, 12), torch.tensor([0, 1, 2, 0, 1, 2]))
+    elbo.loss.backward()
+    assert torch.isfinite(elbo.loss)
+    for name, p in vae.named_parameters():
+        assert p.grad.isfinite().all(), name
+        assert p.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("network", nets.NETWORKS)
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_networks(network, likelihood):
     vae = nets.build_vae(network=network, likelihood=likelihood, latent_dim=6, width=48, potential="quadratic+ridge")
     x = torch.rand(2, 3, 3, 28, 28)
-    elbo = vae.elbo(x, torch.tensor([0, 2]))
-    elbo.loss.backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in vae.parameters())
     images = vae.sample(2, 1, [0.0, 1.0])
     assert images.shape == (2, 2, 3, 28, 28)
     assert images.min() >= 0
@@ -54,11 +66,59 @@ def test_the_learned_scale_is_calibrated():
         ({"image_shape": (28, 28)}, "image_shape"),
         ({"latent_dim": 0}, "latent_dim"),
         ({"width": 0.5}, "width"),
+        ({"width": True}, "width"),
+        ({"image_shape": 28}, "image_shape"),
+        ({"image_shape": (3, 28.0, 28)}, "image_shape"),
+        ({"network": "paper", "image_shape": (3, 28, 30)}, "image_shape"),
+        ({"kl_weight": "a"}, "kl_weight"),
+        ({"solver": "rk5"}, "method"),
+        ({"solver": "dopri5"}, "step_size"),
+        ({"pde_weight": 1.0, "time_dependent": False}, "potential"),
     ],
 )
 def test_build_errors(arguments, word):
-    with pytest.raises(cflow.ArgumentError, match=f"^{word}: "):
+    with pytest.raises(cflow.CflowError, match=f"^{word}: "):
         nets.build_vae(**arguments)
+
+
+@pytest.mark.parametrize(
+    "make", [nets.MLPEncoder, nets.MLPDecoder, nets.ConvDecoder, nets.PaperEncoder, nets.PaperDecoder]
+)
+def test_sizes_are_checked_by_each_class(make):
+    for shape in ((28, 28), (1, 0, 4), 28, "328"):
+        with pytest.raises(cflow.ArgumentError, match=r"^image_shape: expected \(channels, height, width\)"):
+            make(shape, 4)
+    with pytest.raises(cflow.ArgumentError, match=r"^latent_dim: expected an int ≥ 1, got 0"):
+        make((1, 8, 8), 0)
+    if make in (nets.MLPEncoder, nets.MLPDecoder):
+        make((1, 7, 9), 4, width=1)
+    else:
+        with pytest.raises(cflow.ArgumentError, match=r"^image_shape: .* divisible by 4, got \(1, 7, 9\)"):
+            make((1, 7, 9), 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: (255 * x).byte(), r"x: expected floating point .* got torch.uint8; use x.float\(\) / 255"),
+        (lambda x: x.numpy(), "x: expected floating point .* got ndarray"),
+        (lambda x: x.double(), "x: is torch.float64, but the encoder torch.float32"),
+        (lambda x: x[0], r"x: expected frames of shape \(1, 4, 8\), got \(4, 8\)"),
+        (lambda x: x[:, None], r"x: expected frames of shape \(1, 4, 8\), got \(1, 1, 4, 8\) .* sequences \(B, T\+1"),
+        (lambda x: x.mT, r"x: expected frames of shape \(1, 4, 8\), got \(1, 8, 4\)"),
+    ],
+)
+def test_images_are_checked(change, message):
+    encoder = nets.MLPEncoder((1, 4, 8), 2, width=8)
+    with pytest.raises(cflow.CflowError, match=f"^{message}"):
+        encoder(change(torch.rand(3, 1, 4, 8)))
+
+
+def test_unknown_sizes_of_potentials():
+    for name in nets.POTENTIALS:
+        for dim, num_flows, word in ((-1, 2, "dim"), (2, 0, "num_flows"), (2.0, 1, "dim")):
+            with pytest.raises(cflow.ArgumentError, match=f"^{word}: expected an int ≥ 1"):
+                nets.build_potential(name, dim, num_flows)
 
 
 @pytest.mark.parametrize("network", nets.NETWORKS)
