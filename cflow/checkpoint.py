@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .errors import ArgumentError, DataError
+from .errors import ArgumentError, ArgumentTypeError, DataError
 from .nets import build_vae
 from .vae import FlowVAE
 
@@ -26,7 +26,7 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
             checkpoint file.
 
     Raises:
-        ArgumentError: there is no such file or folder.
+        ArgumentError, ArgumentTypeError: there is no such file or folder.
         DataError: the file is damaged, or no checkpoint of cflow.
 
     Example:
@@ -35,6 +35,8 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
         ...
         cflow.errors.ArgumentError: path: there is no file or folder 'runs/nowhere'
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ArgumentTypeError(f"path: expected the path of a run or a checkpoint, got {type(path).__name__}")
     file = find_checkpoint(Path(path))
     content = read_checkpoint(file)
     try:
@@ -44,6 +46,8 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
         raise DataError(f"path: {str(file)!r} is no checkpoint of cflow: it holds no model_config") from None
     try:
         vae = build_vae(**config)
+        if any(w.dtype == torch.float64 for w in weights.values()):
+            vae.double()
         vae.load_state_dict(weights)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise DataError(f"path: {str(file)!r} does not fit this version of cflow: {_line(error)}") from error

@@ -2,6 +2,8 @@
 
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -30,6 +32,45 @@ def test_load(checkpoint):
         loaded = cflow.load(path)
         assert not loaded.training
         torch.testing.assert_close(loaded.traverse(x0, 1, [0, 4]), vae.traverse(x0, 1, [0, 4]))
+
+
+def test_load_keeps_double_precision(checkpoint, tmp_path):
+    vae, _ = checkpoint
+    state = {f"vae.{name}": value for name, value in vae.double().state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"model_config": CONFIG}}, tmp_path / "x.ckpt")
+    x0 = torch.rand(2, 3, 28, 28, dtype=torch.float64)
+    assert torch.equal(cflow.load(tmp_path / "x.ckpt").traverse(x0, 1, [0, 4]), vae.traverse(x0, 1, [0, 4]))
+
+
+def test_loading_imports_no_trainer(checkpoint):
+    _, file = checkpoint
+    code = (
+        f"import sys, cflow; cflow.load({str(file)!r}); "
+        "print({'lightning', 'pytorch_lightning', 'jsonargparse', 'torchvision', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+class Bomb:
+    """A pickle that runs code when it is loaded."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return (open, (str(self.target), "w"))
+
+
+def test_loading_runs_no_code(tmp_path):
+    torch.save({"state_dict": {}, "hyper_parameters": {"model_config": Bomb(tmp_path / "ran")}}, tmp_path / "x.ckpt")
+    with pytest.raises(cflow.DataError, match="more than tensors and plain values") as caught:
+        cflow.load(tmp_path / "x.ckpt")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    for path in (None, 3, b"x.ckpt"):
+        with pytest.raises(cflow.ArgumentTypeError, match=f"^path: .* got {type(path).__name__}"):
+            cflow.load(path)
 
 
 def test_load_errors(checkpoint, tmp_path):
