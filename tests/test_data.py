@@ -64,7 +64,8 @@ def test_times_and_precision(name):
     with torch.autocast("cpu", dtype=torch.bfloat16):  # positions of pixels must not be rounded
         assert torch.equal(transformation(x, 2.0), two)
         assert torch.equal(make_sequence(x, list(PAPER).index(name), [2.0])[:, 0], two)
-        assert make_sequence(x, 0, [1.0], {"product": lambda x, t: x @ x.mT @ x}).dtype == torch.float32
+        product = make_sequence(x, 0, [1.0], {"product": lambda x, t: x @ x.mT @ x})[:, 0]
+    assert torch.equal(product, x @ x.mT @ x)
     half = transformation(x.bfloat16(), 2.0)
     assert half.dtype == torch.bfloat16
     torch.testing.assert_close(half.float(), transformation(x.bfloat16().float(), 2.0), atol=0.05, rtol=0)

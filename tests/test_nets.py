@@ -114,6 +114,13 @@ def test_images_are_checked(change, message):
         encoder(change(torch.rand(3, 1, 4, 8)))
 
 
+def test_encoders_read_mean_and_log_variance():
+    encoder = nets.Encoder(torch.nn.Flatten(), (1, 1, 4))
+    q = encoder(torch.tensor([[[[0.5, -1.0, 0.0, 2.0]]]]))
+    torch.testing.assert_close(q.mean, torch.tensor([[0.5, -1.0]]))
+    torch.testing.assert_close(q.variance.log(), torch.tensor([[0.0, 2.0]]))
+
+
 def test_unknown_sizes_of_potentials():
     for name in nets.POTENTIALS:
         for dim, num_flows, word in ((-1, 2, "dim"), (2, 0, "num_flows"), (2.0, 1, "dim")):
