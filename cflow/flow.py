@@ -58,7 +58,8 @@ class PotentialFlow(nn.Module):
 
     Gradients flow to z, k, t, the switch times of a Schedule, the context and all parameters. The solve runs in the
     potential's dtype (float32 or float64) with autocast off. Under an adaptive solver the rows of a batch share their
-    steps; under a fixed-step one they are independent.
+    steps; under a fixed-step one they are independent (but for the implicit Adams methods, whose corrector stops by a
+    tolerance of the whole batch).
 
     References:
         Song, Keller, Sebe, Welling: Flow Factorized Representation Learning, 2023, arXiv:2309.13167.
