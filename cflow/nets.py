@@ -115,7 +115,7 @@ class MLPEncoder(Encoder):
 
     def __init__(self, image_shape: ImageShape, latent_dim: int, width: int = 512) -> None:
         sizes = math.prod(_checked(image_shape)), *_widths(width), 2 * positive_int("latent_dim", latent_dim)
-        super().__init__(nn.Sequential(nn.Flatten(), *_mlp(*sizes)), image_shape)
+        super().__init__(_unit_gain(nn.Sequential(nn.Flatten(), *_mlp(*sizes))), image_shape)
 
 
 class MLPDecoder(Decoder):
@@ -127,7 +127,7 @@ class MLPDecoder(Decoder):
         shape, (wide, narrow) = _checked(image_shape), _widths(width)
         sizes = positive_int("latent_dim", latent_dim), narrow, wide, math.prod(shape)
         body = nn.Sequential(*_mlp(*sizes), nn.Unflatten(1, shape))
-        super().__init__(body, image_shape, likelihood)
+        super().__init__(_unit_gain(body), image_shape, likelihood)
 
 
 class ConvDecoder(Decoder):
@@ -154,7 +154,7 @@ class ConvDecoder(Decoder):
             nn.Conv2d(shallow, 4 * channels, 3, padding=1),
             nn.PixelShuffle(2),
         )
-        super().__init__(body, image_shape, likelihood)
+        super().__init__(_unit_gain(body), image_shape, likelihood)
 
 
 class PaperEncoder(Encoder):
@@ -308,6 +308,21 @@ def _mlp(*sizes: int) -> list[nn.Module]:
         layers += [nn.SiLU()] if i else []
         layers.append(nn.Linear(fan_in, fan_out))
     return layers
+
+
+def _unit_gain(body: nn.Sequential) -> nn.Sequential:
+    """Weights of variance 1/fan_in.
+
+    PyTorch's 1/(3 fan_in) lets the signal fade from layer to layer: on MNIST the convolutional decoder then still
+    answers with nearly black images after 2,000 steps.
+
+    References:
+        LeCun, Bottou, Orr, Müller: Efficient BackProp, 1998, §4.6.
+    """
+    for layer in body:
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.kaiming_uniform_(layer.weight, nonlinearity="linear")
+    return body
 
 
 def _widths(width: int) -> tuple[int, int]:

@@ -154,3 +154,17 @@ def test_the_papers_layers():
     assert kinds == [(3, 6, 4), (6, 12, 4), (12, 18, 7), (18, 12, 1), (12, 12, 1)]
     kinds = [(m.in_channels, m.out_channels, m.kernel_size[0]) for m in vae.decoder.body if hasattr(m, "in_channels")]
     assert kinds == [(12, 12, 1), (12, 18, 1), (18, 12, 7), (12, 6, 4), (6, 3, 4)]
+
+
+@pytest.mark.parametrize("width", [48, 512])
+@pytest.mark.parametrize(("decoder", "least"), [(nets.MLPDecoder, 0.2), (nets.ConvDecoder, 0.1)])
+def test_a_new_decoder_listens_to_z(decoder, width, least):
+    body = decoder((3, 28, 28), 32, width).body
+    with torch.no_grad():
+        assert body(torch.randn(200, 32)).std(0).mean() > least  # PyTorch's own weights: 0.05 and 0.013
+
+
+def test_a_users_weights_stay_as_they_are():
+    body = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Unflatten(1, (1, 4, 4)))
+    before = body[0].weight.clone()
+    torch.testing.assert_close(nets.Decoder(body, (1, 4, 4)).body[0].weight, before)
