@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, ArgumentTypeError
+from .kernels import Drive, Kernel, SumKernel
 
 Derivatives = tuple[Tensor, Tensor | None]  # ∇_z Σ w_k u_k (B, D); its Laplacian (B,), or None
 
@@ -20,15 +21,17 @@ Derivatives = tuple[Tensor, Tensor | None]  # ∇_z Σ w_k u_k (B, D); its Lapla
 class Potential(nn.Module):
     """Base of the potentials that know their own derivatives.
 
-    Subclasses define `forward`, and `gradient` where they have a closed form (else autograd does it). Potentials add
+    Subclasses define `forward`, and `kernel` where they have a closed form (else autograd does it). Potentials add
     up: `p + q` is a `SumPotential`.
 
     Attributes:
         dim: latent dimensions D.
         num_flows: number of flows K.
         time_dependent: whether u depends on t.
+        has_kernel: whether `kernel` gives one.
     """
 
+    has_kernel: bool = False
     dim: int
     num_flows: int
     time_dependent: bool = True
@@ -51,7 +54,14 @@ class Potential(nn.Module):
         Returns:
             the gradient (B, D) and the Laplacian (B,), or None where it was not asked for.
         """
-        return _autograd_gradient(self, z, w, t, None, laplacian)
+        kernel = kernel_of(self, Drive(w, row_times=t.ndim > 0))
+        if kernel is None:
+            return _autograd_gradient(self, z, w, t, None, laplacian)
+        return kernel.gradient(z, t, laplacian)
+
+    def kernel(self, drive: Drive) -> Kernel:
+        """Return the closed form of the velocity, prepared for one selection, where `has_kernel`."""
+        raise NotImplementedError
 
     def __add__(self, other: nn.Module) -> SumPotential:
         return SumPotential(self, other)
@@ -92,18 +102,40 @@ class SumPotential(Potential):
             raise ArgumentError(f"terms: expected one (dim, num_flows) for all terms, got {sizes}")
         super().__init__(*sizes[0], any(getattr(term, "time_dependent", True) for term in flat))
         self.terms: nn.ModuleList = nn.ModuleList(flat)
+        self.has_kernel = all(map(has_kernel, flat))
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Return Σ of the terms' u_k(z, t), shape (B, K)."""
         return cast(Tensor, sum(value(term, z, t, context) for term in self.terms))
 
+    def kernel(self, drive: Drive) -> SumKernel:
+        """See `Potential.kernel`."""
+        return SumKernel([cast(Potential, term).kernel(drive) for term in self.terms])
+
     def gradient(
-        self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False, context: Tensor | None = None
+        self,
+        z: Tensor,
+        w: Tensor,
+        t: Tensor,
+        *,
+        laplacian: bool = False,
+        context: Tensor | None = None,
+        probe: Tensor | None = None,
     ) -> Derivatives:
-        """See `Potential.gradient`."""
-        parts = [gradient(term, z, w, t, context, laplacian=laplacian) for term in self.terms]
+        """See `Potential.gradient`; a probe estimates the Laplacian where a term needs it."""
+        parts = [gradient(term, z, w, t, context, laplacian=laplacian, probe=probe) for term in self.terms]
         v = cast(Tensor, sum(part[0] for part in parts))
         return v, cast(Tensor, sum(cast(Tensor, part[1]) for part in parts)) if laplacian else None
+
+
+def kernel_of(net: nn.Module, drive: Drive) -> Kernel | None:
+    """The kernel of a potential under a selection; None for a user's module and for subclasses without one."""
+    return cast(Potential, net).kernel(drive) if has_kernel(net) else None
+
+
+def has_kernel(net: nn.Module) -> bool:
+    """Whether a potential has a kernel."""
+    return isinstance(net, Potential) and net.has_kernel
 
 
 def is_users(net: nn.Module) -> bool:
@@ -138,22 +170,45 @@ def value(net: nn.Module, z: Tensor, t: Tensor, context: Tensor | None = None) -
 
 
 def gradient(
-    net: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None = None, *, laplacian: bool = False
+    net: nn.Module,
+    z: Tensor,
+    w: Tensor,
+    t: Tensor,
+    context: Tensor | None = None,
+    *,
+    laplacian: bool = False,
+    probe: Tensor | None = None,
 ) -> Derivatives:
-    """∇_z Σ_k w_k u_k and its Laplacian: in closed form where the potential has one, else by one `torch.func.grad`."""
+    """∇_z Σ_k w_k u_k and its Laplacian: in closed form where the potential has one, else by one `torch.func.grad`.
+
+    The Laplacian of a module without a closed form is the exact trace, or εᵀ(∂v/∂z)ε for a probe ε (Hutchinson 1989).
+    """
     if isinstance(net, SumPotential):
-        return net.gradient(z, w, t, laplacian=laplacian, context=context)
-    if isinstance(net, Potential):
+        return net.gradient(z, w, t, laplacian=laplacian, context=context, probe=probe)
+    if isinstance(net, Potential) and (probe is None or not laplacian):
         return net.gradient(z, w, t, laplacian=laplacian)
-    return _autograd_gradient(net, z, w, t, context, laplacian)
+    if isinstance(net, Potential):
+        kernel = kernel_of(net, Drive(w, row_times=t.ndim > 0))
+        if kernel is not None:
+            return kernel.gradient(z, t, True, probe)
+        return _hutchinson(lambda z: net.gradient(z, w, t)[0], z, cast(Tensor, probe))
+    return _autograd_gradient(net, z, w, t, context, laplacian, probe)
 
 
 def _autograd_gradient(
-    net: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None, laplacian: bool
+    net: nn.Module,
+    z: Tensor,
+    w: Tensor,
+    t: Tensor,
+    context: Tensor | None,
+    laplacian: bool,
+    probe: Tensor | None = None,
 ) -> Derivatives:
     grad = torch.func.grad(lambda z: (value(net, z, t, context) * w).sum())
     if not laplacian:
         return cast(Tensor, grad(z)), None
+    if probe is not None:
+        return _hutchinson(grad, z, probe)
     v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(grad, z))
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
@@ -161,6 +216,12 @@ def _autograd_gradient(
         return cast(Tensor, (vjp(e.expand_as(z))[0] * e).sum(-1))
 
     return v, torch.func.vmap(second_derivative, chunk_size=64)(basis).sum(0)
+
+
+def _hutchinson(velocity: Any, z: Tensor, probe: Tensor) -> Derivatives:
+    """The Jacobian of v is the Hessian of u, which is symmetric: one vector-Jacobian product gives (∂v/∂z)ε."""
+    v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(velocity, z))
+    return v, (vjp(probe)[0] * probe).sum(-1)
 
 
 def positive_int(name: str, x: int) -> int:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, Normal, Transform, co
 from torch.nn.functional import softplus
 
 from .errors import ArgumentError
-from .selection import Schedule, Selecting, parse_selection, tile, tile_times
+from .selection import Schedule, Selecting, as_weights, parse_selection, tile, tile_times
 from .times import Times, as_time_tensor
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class DiffusionPrior(nn.Module):
         t, t0 = (as_time_tensor(x, name).to(like.device, like.dtype) for x, name in ((t, "t"), (t0, "t0")))
         batch = _selection_batch(k)
         selection = parse_selection(k, batch=batch or 1, num_flows=self.num_flows, like=like)
-        rates = (selection.weights.abs() * self.diffusion).sum(-1)  # (S,) or (S, B)
+        rates = (as_weights(selection.chosen, self.num_flows, like).abs() * self.diffusion).sum(-1)  # (S,) or (S, B)
         if selection.boundaries is None:
             variance = 1 + 2 * rates[0] * (t - t0).abs()
         else:

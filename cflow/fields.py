@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from . import base
 from .errors import ArgumentError, ArgumentTypeError
-from .segments import Segment
+from .kernels import Drive, Kernel, Tensors, velocity
+from .segments import Stretch
+from .selection import as_weights
 
 Divergence = Literal["exact", "hutchinson"]
-State = tuple[Tensor, ...]  # z (B, D), then what was asked for: log-density change (B,), kinetic energy (B,)
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Quantities:
-    """What a solve integrates beside z, and the probe of a Hutchinson divergence (None: exact)."""
+    """What a solve integrates beside z, each one more column of the state; the probe of a Hutchinson divergence."""
 
     log_density: bool = False
     kinetic_energy: bool = False
@@ -31,56 +35,230 @@ def rademacher_like(z: Tensor) -> Tensor:
     return torch.randint_like(z, 0, 2).mul_(2).sub_(1)
 
 
-def velocity_and_divergence(
-    net: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None, probe: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """v (B, D) and ∇·v (B,): the exact Laplacian, or εᵀ(∂v/∂z)ε for a probe ε (Hutchinson 1989).
+@dataclass(frozen=True)
+class Rows:
+    """How the samples of a batch lie in the state, and what drives them.
 
-    The Jacobian of v is the Hessian of u, which is symmetric: one vector-Jacobian product gives (∂v/∂z)ε.
+    Samples that each follow one flow are sorted by it, once a stretch, into blocks of equal size. Short blocks are
+    filled up with copies of their own first sample, which move no error norm and carry no gradient.
     """
-    if probe is None:
-        v, laplacian = base.gradient(net, z, w, t, context, laplacian=True)
-        return v, cast(Tensor, laplacian)
-    v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(lambda z: base.gradient(net, z, w, t, context)[0], z))
-    return v, (vjp(probe)[0] * probe).sum(-1)
+
+    drive: Drive
+    order: Tensor | None = None  # (R,) sample of each row; None: the batch as it is
+    back: Tensor | None = None  # (B,) row of each sample
+
+    @staticmethod
+    def make(net: nn.Module, chosen: Tensor, num_flows: int, z: Tensor, row_times: bool) -> Rows:
+        """Arrange a batch z (B, D) under flows () or (B,), or weights (K,) or (B, K)."""
+        if chosen.is_floating_point():
+            return Rows(Drive(chosen, (), row_times))
+        if not base.has_kernel(net):
+            return Rows(Drive(as_weights(chosen, num_flows, z), (), row_times))
+        if chosen.ndim == 0:
+            return Rows(Drive(None, (int(chosen),), row_times))
+        k = chosen.cpu().numpy()
+        counts = np.bincount(k)
+        flows = tuple(counts.nonzero()[0].tolist())
+        if len(flows) == 1:
+            return Rows(Drive(None, flows, row_times))
+        counts = counts[counts > 0][:, None]
+        offset = np.arange(counts.max())
+        real = offset < counts  # (G, M)
+        sample = k.argsort(kind="stable")
+        order = sample[counts.cumsum()[:, None] - counts + np.where(real, offset, 0)].ravel()
+        back = np.empty_like(sample)
+        back[sample] = real.ravel().nonzero()[0]
+        device = chosen.device
+        return Rows(
+            Drive(None, flows, row_times), torch.from_numpy(order).to(device), torch.from_numpy(back).to(device)
+        )
+
+    def sort(self, x: Tensor | None) -> Any:
+        """Samples (B, …) as rows (R, …); what all samples share, None or a scalar, stays."""
+        return x if x is None or self.order is None or x.ndim == 0 else x.index_select(0, self.order)
+
+    def unsort(self, x: Tensor) -> Tensor:
+        """Rows (…, R, C) as samples (…, B, C)."""
+        return x if self.back is None else x.index_select(-2, self.back)
 
 
-class Field(nn.Module):
-    """The right-hand side of one segment, on the solver's own clock s in [0, length].
+@dataclass(frozen=True)
+class Inputs:
+    """The differentiable inputs of a field, in the order of its rows.
+
+    Attributes:
+        weights: mixture weights (K,) or (R, K), or None.
+        start, end: times at the ends of the stretch, () or (R,).
+        context: (R, …) or None.
+        parameters: those of the potential, by name; None for its own.
+    """
+
+    weights: Tensor | None
+    start: Tensor
+    end: Tensor
+    context: Tensor | None
+    parameters: dict[str, Tensor] | None = None
+
+
+class Field:
+    """The right-hand side of one stretch, on the solver's own clock s in [0, length].
 
     Each row's time runs from `start` to `end` while s runs from 0 to `length` (frames of the fastest row):
 
         t(s) = start + (end − start) s/length,    dz/ds = (end − start)/length · v(z, t(s)).
 
     s is clamped, so that u is never evaluated outside [start, end]: not by the trial step of an adaptive solver,
-    nor by rounding.
+    nor by rounding. The state is (R, D + E): z, then what was asked for of log-density change and kinetic energy.
+
+    Arguments:
+        net: the potential.
+        asked: what is integrated; its probe is in the order of the rows.
+        drive: what drives the rows; its weights are those of `inputs`.
+        inputs: see `Inputs`.
+        length: length of the stretch.
+        like: a state of the rows.
+        lasting: whether the potential is prepared once for all evaluations; False under the continuous adjoint, which
+            differentiates every evaluation by itself.
     """
 
-    def __init__(self, net: nn.Module, quantities: Quantities) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        asked: Quantities,
+        drive: Drive,
+        inputs: Inputs,
+        length: float,
+        like: Tensor,
+        lasting: bool,
+    ) -> None:
+        self.net, self.asked, self.inputs, self.length, self.lasting = net, asked, inputs, length, lasting
+        self.drive = Drive(inputs.weights, drive.flows, drive.row_times)
+        self.dim, self.dtype = like.shape[1] - asked.log_density - asked.kinetic_energy, like.dtype
+        self.rate = self._rate()
+        self.kernel, self.probe = self.patched(self._prepare)
+        self._expected: Iterator[Tensors] = iter(())
+
+    def _rate(self) -> Tensor | float:
+        """dt/ds: a number where all rows run with the solver's clock, else () or (R, 1)."""
+        span = self.inputs.end.double() - self.inputs.start.double()
+        if span.ndim == 0 and not span.requires_grad:
+            return -1.0 if bool(span < 0) else 1.0
+        rate = (span / self.length).to(self.dtype)
+        return rate[:, None] if rate.ndim else rate
+
+    def _prepare(self) -> tuple[Kernel | None, Any]:
+        kernel, probe = base.kernel_of(self.net, self.drive), self.asked.probe
+        return kernel, probe if kernel is None or probe is None else kernel.prepare_probe(probe)
+
+    def patched(self, function: Callable[[], Result]) -> Result:
+        """Call a function while the potential has the parameters of `inputs`."""
+        if self.inputs.parameters is None:
+            return function()
+        return cast(Result, torch.func.functional_call(_Calls(self.net), self.inputs.parameters, (function,)))
+
+    def times(self, s: Tensor) -> Tensors:
+        """What evaluations at points s (n,) of the clock read of them: tensors (n, …)."""
+        part = (s.double() / self.length).clamp(0, 1)
+        start, end = self.inputs.start.double(), self.inputs.end.double()
+        t = torch.lerp(start, end, part if start.ndim == 0 else part[:, None]).to(self.dtype)
+        return (t,) if self.kernel is None else self.kernel.embed(t)
+
+    def expect(self, s: list[float]) -> None:
+        """Prepare the times of the next evaluations, in this order, in one batch."""
+        if self.kernel is None or not self.kernel.num_times or (torch.is_grad_enabled() and not self.lasting):
+            return
+        made = self.times(torch.tensor(s, dtype=torch.float64, device=self.inputs.start.device))
+        self._expected = zip(*(x.unbind(0) for x in made), strict=True)
+
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        """d(state)/ds, (R, D + E)."""
+        if torch.is_grad_enabled() and not self.lasting:
+            return self.patched(lambda: self._evaluate_once(s, y))
+        time = next(self._expected, None) if self.kernel is None or self.kernel.num_times else ()
+        return self.evaluate(y, tuple(x[0] for x in self.times(s[None])) if time is None else time)
+
+    def evaluate(self, y: Tensor, time: Tensors) -> Tensor:
+        """d(state)/ds at one entry of `times`."""
+        return self.patched(lambda: self._derivative(self.kernel, self.probe, y, time, self.rate))
+
+    def _evaluate_once(self, s: Tensor, y: Tensor) -> Tensor:
+        """Record every step from the parameters to the derivative."""
+        kernel, probe = self._prepare()
+        self.kernel, kept = kernel, self.kernel
+        time = tuple(x[0] for x in self.times(s[None]))
+        self.kernel = kept
+        out = self._derivative(kernel, probe, y, time, self._rate())
+        return out if out.requires_grad else out + 0 * y  # without z u stands still; torchdiffeq wants a graph
+
+    def _derivative(self, kernel: Kernel | None, probe: Any, y: Tensor, time: Tensors, rate: Any) -> Tensor:
+        z = y if y.shape[1] == self.dim else y[:, : self.dim]
+        v, divergence = self._velocity(kernel, probe, z, time)
+        dz = v if isinstance(rate, float) and rate == 1.0 else v * rate
+        if y.shape[1] == self.dim:
+            return dz
+        columns = [dz]
+        if divergence is not None:  # d log q/dt = −∇·v
+            columns.append(divergence[:, None] * -rate)
+        if self.asked.kinetic_energy:
+            columns.append(0.5 * v.square().sum(-1, keepdim=True) * abs(rate))
+        return torch.cat(columns, 1)
+
+    def _velocity(self, kernel: Kernel | None, probe: Any, z: Tensor, time: Tensors) -> tuple[Tensor, Tensor | None]:
+        if kernel is None:
+            w = cast(Tensor, self.drive.weights)
+            probe = self.asked.probe
+            return base.gradient(
+                self.net, z, w, time[0], self.inputs.context, laplacian=self.asked.log_density, probe=probe
+            )
+        if not self.asked.log_density:
+            return velocity(kernel, z, time), None
+        saved = kernel.linearize(z, time)
+        return kernel.velocity(saved), kernel.laplacian(saved, probe)
+
+
+class _Calls(nn.Module):
+    """Calls a function, so that `functional_call` can lend a potential other parameters meanwhile."""
+
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.quantities = quantities
 
-    def forward(
-        self, s: Tensor, state: State, length: float, w: Tensor, start: Tensor, end: Tensor, context: Tensor | None
-    ) -> State:
-        """d(state)/ds."""
-        z, asked = state[0], self.quantities
-        t = torch.lerp(start, end, (s / length).clamp(0, 1))
-        rate = (end - start) / length
-        if asked.log_density:
-            v, divergence = velocity_and_divergence(self.net, z, w, t, context, asked.probe)
-        else:
-            v = base.gradient(self.net, z, w, t, context)[0]
-        out = [v * rate[..., None]]
-        if asked.log_density:  # d log q/dt = −∇·v
-            out.append(-divergence * rate)
-        if asked.kinetic_energy:
-            out.append(0.5 * v.square().sum(-1) * rate.abs())
-        return tuple(out)
+    def forward(self, function: Callable[[], Result]) -> Result:
+        return function()
 
 
-def check_potential(net: nn.Module, z: Tensor, segment: Segment, context: Tensor | None, *, record: bool) -> None:
+def at_point(
+    net: nn.Module, num_flows: int, z: Tensor, chosen: Tensor, t: Tensor, context: Tensor | None
+) -> tuple[Rows, Kernel | None, Tensor, Tensor, Tensor | None]:
+    """Rows, kernel, z, t and context of an evaluation at one time t () or (B,)."""
+    rows = Rows.make(net, chosen, num_flows, z, t.ndim > 0)
+    return rows, base.kernel_of(net, rows.drive), rows.sort(z), rows.sort(t), rows.sort(context)
+
+
+def velocity_at(net: nn.Module, num_flows: int, z: Tensor, chosen: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+    """v (B, D) at z (B, D) and a time t () or (B,), under flows () or (B,) or weights (K,) or (B, K)."""
+    rows, kernel, z, t, context = at_point(net, num_flows, z, chosen, t, context)
+    if kernel is None:
+        return base.gradient(net, z, cast(Tensor, rows.drive.weights), t, context)[0]
+    return rows.unsort(velocity(kernel, z, tuple(x[0] for x in kernel.embed(t[None]))))
+
+
+def divergence_at(
+    net: nn.Module, num_flows: int, z: Tensor, chosen: Tensor, t: Tensor, context: Tensor | None, probe: Tensor | None
+) -> Tensor:
+    """∇·v (B,): the exact Laplacian, or an estimate from a Rademacher probe (B, D)."""
+    rows, kernel, z, t, context = at_point(net, num_flows, z, chosen, t, context)
+    if kernel is None:
+        w = cast(Tensor, rows.drive.weights)
+        return cast(Tensor, base.gradient(net, z, w, t, context, laplacian=True, probe=probe)[1])
+    saved = kernel.linearize(z, tuple(x[0] for x in kernel.embed(t[None])))
+    laplacian = kernel.laplacian(saved, None if probe is None else kernel.prepare_probe(rows.sort(probe)))
+    return rows.unsort(laplacian[:, None])[:, 0]
+
+
+def check_potential(
+    net: nn.Module, num_flows: int, z: Tensor, stretch: Stretch, context: Tensor | None, *, record: bool
+) -> None:
     """Check a user's potential once at the start of a solve or schedule piece.
 
     With `record`, its graph may lead only to arguments and parameters: torchdiffeq's adjoint silently gives no
@@ -90,7 +268,7 @@ def check_potential(net: nn.Module, z: Tensor, segment: Segment, context: Tensor
         ArgumentError: a tensor that requires a gradient is captured; or u is cut off from z.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        w, t = segment.weights.detach().clone(), segment.start.detach().clone()
+        w, t = as_weights(stretch.chosen, num_flows, z).detach().clone(), stretch.start.detach().to(z.dtype, copy=True)
         if context is not None:
             context = context.detach().clone()
             if record and context.is_floating_point():

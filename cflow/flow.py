@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import base
 from .errors import ArgumentError, ArgumentTypeError
-from .fields import Divergence, Quantities, check_module, rademacher_like, velocity_and_divergence
+from .fields import Divergence, Quantities, check_module, divergence_at, rademacher_like, velocity_at
 from .problem import Problem, outside_inference_mode
 from .segments import Plan
 from .selection import Selecting, parse_selection
@@ -168,16 +168,17 @@ class PotentialFlow(nn.Module):
             probe = rademacher_like(z0) if log_density and self.divergence_estimator == "hutchinson" else None
             problem = Problem(
                 self.net,
+                self.num_flows,
                 self.solver,
                 Quantities(log_density, kinetic_energy, probe),
                 Plan.make(times, selection),
                 selection,
             )
-            times = times.to(z0.device, z0.dtype)
+            times = times.to(z0.device).double()
             z, *integrals = problem.solve(z0, times, context)
         ints = iter(integrals)
         return FlowPath(
-            t=times.detach(),
+            t=times.detach().to(z0.dtype),
             z=z,
             log_density_change=next(ints) if log_density else None,
             kinetic_energy=next(ints) if kinetic_energy else None,
@@ -196,15 +197,15 @@ class PotentialFlow(nn.Module):
     def velocity(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """v (B, D) = ∇_z Σ_k w_k u_k(z, t) at z (B, D) and a time t, a number or (B,)."""
         with _plain_mode(z):
-            z, w, t, context = self._point(z, k, t, context)
-            return base.gradient(self.net, z, w, t, context)[0]
+            z, chosen, t, context = self._point(z, k, t, context)
+            return velocity_at(self.net, self.num_flows, z, chosen, t, context)
 
     def divergence(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """∇·v (B,) at z (B, D) and a time t, a number or (B,); an estimate under divergence="hutchinson"."""
         with _plain_mode(z):
-            z, w, t, context = self._point(z, k, t, context)
+            z, chosen, t, context = self._point(z, k, t, context)
             probe = rademacher_like(z) if self.divergence_estimator == "hutchinson" else None
-            return velocity_and_divergence(self.net, z, w, t, context, probe)[1]
+            return divergence_at(self.net, self.num_flows, z, chosen, t, context, probe)
 
     def potential(self, z: Tensor, t: Times, context: Tensor | None = None) -> Tensor:
         """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
@@ -223,8 +224,8 @@ class PotentialFlow(nn.Module):
         instant = self._instant(t, z)
         self._learn_num_flows(z, instant, context)
         selection = parse_selection(k, batch=len(z), num_flows=self.num_flows, like=z)
-        w, seen = selection.at(instant, len(z))
-        return z, outside_inference_mode(w), seen, context
+        chosen, seen = selection.at(instant, len(z))
+        return z, outside_inference_mode(chosen), seen, context
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import base
 from .errors import ArgumentError
-from .selection import Selecting, parse_selection
+from .selection import Selecting, as_weights, parse_selection
 from .times import Times, as_time_tensor, parse_instant
 
 
@@ -88,7 +88,8 @@ class HamiltonJacobi(nn.Module):
         if num_flows is None:
             with torch.no_grad():
                 num_flows = base.value(self.potential, z, t, context).shape[1]
-        return parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(t, len(z))
+        chosen, seen = parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(t, len(z))
+        return as_weights(chosen, num_flows, z), seen
 
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual (B,) and ∇u (B, D)."""

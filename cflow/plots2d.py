@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from .errors import ArgumentError
 from .flow import FlowPath, PotentialFlow
-from .selection import Selecting, parse_selection
+from .selection import Selecting, as_weights, parse_selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,8 +237,8 @@ def _height(flow: PotentialFlow, z: Tensor, k: Selecting, t: float) -> Tensor:
     with torch.no_grad():
         instant = torch.tensor(float(t), dtype=z.dtype, device=z.device)
         num_flows = flow.potential(z[:1], t).shape[1]
-        weights, seen = parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(instant, len(z))
-        return (flow.potential(z, seen) * weights).sum(-1)
+        chosen, seen = parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(instant, len(z))
+        return (flow.potential(z, seen) * as_weights(chosen, num_flows, z)).sum(-1)
 
 
 def _example(source: PotentialFlow | Distribution) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .base import Derivatives, Potential, SumPotential, positive_int
 from .errors import ArgumentError, ArgumentTypeError
+from .kernels import Drive, LinearKernel, RidgeKernel, TwoLayerKernel
 
 __all__ = ["MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"]
 
@@ -51,6 +52,7 @@ class MLPPotential(Potential):
         super().__init__(dim, num_flows, time_dependent)
         hidden = self.hidden = dim if hidden is None else positive_int("hidden", hidden)
         self.output_tanh = bool(output_tanh)
+        self.has_kernel = not self.output_tanh
         self.w1 = _uniform(num_flows * hidden, dim, fan_in=dim)  # rows of flow 0, then of flow 1, …
         self.b1 = _uniform(num_flows * hidden, fan_in=dim)
         self.w2 = _uniform(num_flows, hidden, hidden, fan_in=hidden)
@@ -61,58 +63,31 @@ class MLPPotential(Potential):
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Return u_k(z, t) of shape (B, K), for z (B, D) and t a scalar or (B,)."""
-        out = self._logit(_tanh_of(self._hidden(z, t)[1]))
-        return torch.tanh(out) if self.output_tanh else out
+        h1 = torch.tanh(torch.addmm(self.b1, z, self.w1.mT)).view(len(z), self.num_flows, -1).transpose(0, 1)
+        if self.time is not None:
+            h1 = h1 + self.time(t.reshape(-1), Drive())  # (K, 1 or B, H)
+        out = (torch.tanh(torch.baddbmm(self.b2, h1, self.w2.mT)) * self.a).sum(-1).mT
+        return out if self.b is None else torch.tanh(out + self.b)
+
+    def kernel(self, drive: Drive) -> TwoLayerKernel:
+        """See `Potential.kernel`; under `output_tanh` that of the argument of the last tanh."""
+        w1 = self.w1.view(self.num_flows, self.hidden, -1)
+        b1 = self.b1.view(self.num_flows, 1, self.hidden)
+        return TwoLayerKernel(drive, w1, b1, self.w2, self.b2, self.a, self.time)
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
         """See `Potential.gradient`. The Laplacian costs K·H²·D multiplications a sample."""
-        s1, s2 = self._hidden(z, t)  # (B, K, H), (K, B, H)
-        if self.output_tanh:
-            u, weights = torch.tanh(self._logit(_tanh_of(s2))), w
-            w = w * (1 - u.square())
-        p = self._pull_back(w, s1, s2)
-        v = p.reshape(len(z), -1) @ self.w1
+        if not self.output_tanh:
+            return super().gradient(z, w, t, laplacian=laplacian)
+        # u = tanh(g): ∇u = (1 − u²) ∇g, Δu = (1 − u²) (Δg − 2 u ‖∇g‖²)
+        u = self(z, t)
+        w = w * (1 - u.square())
+        v, lap = self.kernel(Drive(w, row_times=t.ndim > 0)).gradient(z, t, laplacian)
         if not laplacian:
             return v, None
-        # Δ(a·h2) = Σ_j p_j (tanh''/tanh')(a1_j) ‖W1_j‖² + Σ_i a_i tanh''(a2_i) ‖(W2 diag(tanh'(a1)) W1)_i‖²,
-        # with tanh'' = −2 tanh tanh'
-        h1, h2 = _tanh_of(s1), _tanh_of(s2)
-        d1, d2 = 1 - h1.square(), 1 - h2.square()
-        w1 = self.w1.view(self.num_flows, self.hidden, -1)
-        first = (p * h1 * w1.square().sum(-1)).sum((-1, -2))
-        jacobian = (self.w2 * d1[:, :, None]) @ w1  # (B, K, H, D)
-        second = ((self.a * h2 * d2).transpose(0, 1) * jacobian.square().sum(-1)).sum(-1)  # (B, K)
-        lap = -2 * (first + (w * second).sum(-1))
-        if self.output_tanh:  # Δ tanh(g) = tanh'(g) Δg + tanh''(g) ‖∇g‖²
-            each = torch.einsum("bkh,khd->bkd", self._pull_back(torch.ones_like(w), s1, s2), w1)
-            lap = lap - 2 * (weights * u * (1 - u.square()) * each.square().sum(-1)).sum(-1)
-        return v, lap
-
-    def _pull_back(self, w: Tensor, s1: Tensor, s2: Tensor) -> Tensor:
-        """∂(Σ_k w_k a_k·h2)/∂a1, (B, K, H). The weights enter at the scalar, so that no product is repeated."""
-        w = w[:, None, None] if w.ndim == 1 else w.mT[..., None]  # (K, 1 or B, 1)
-        q = torch.bmm(_sigmoid_vjp(w * (16 * self.a), s2), self.w2)  # 4 ∂/∂h1; tanh' = 4 s (1 − s), twice
-        return _sigmoid_vjp(q.transpose(0, 1), s1)
-
-    def _hidden(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Both hidden layers as s = σ(2a), for which tanh(a) = 2s − 1: s1 (B, K, H) and s2 (K, B, H).
-
-        a2 = W2 (2 s1 − 1 + τ) + b2: the affine map stays inside the products, and costs no pass over s1.
-        """
-        a1 = torch.addmm(self.b1, z, self.w1.mT, beta=2, alpha=2)
-        s1 = torch.sigmoid(a1).view(len(z), self.num_flows, self.hidden)
-        tau = torch.zeros_like(self.b2) if self.time is None else self.time(t)  # (K, 1 or B, H)
-        x, shift = s1.transpose(0, 1), tau - 1
-        if t.ndim:
-            x, shift = torch.add(x, tau, alpha=0.5), -torch.ones_like(self.b2)
-        bias = torch.baddbmm(self.b2, shift, self.w2.mT)  # (K, 1, H)
-        a2 = torch.baddbmm(bias, x, self.w2.mT, beta=2, alpha=4)
-        return s1, torch.sigmoid(a2)
-
-    def _logit(self, h2: Tensor) -> Tensor:
-        """a_k·h2 + b_k, (B, K)."""
-        out = (h2 * self.a).sum(-1).mT
-        return out if self.b is None else out + self.b
+        flows = range(self.num_flows)
+        each = [self.kernel(Drive(flows=(k,), row_times=t.ndim > 0)).gradient(z, t, False)[0] for k in flows]
+        return v, lap - 2 * (w * u * torch.stack(each, 1).square().sum(-1)).sum(-1)
 
 
 class RidgePotential(Potential):
@@ -134,6 +109,8 @@ class RidgePotential(Potential):
         (torch.Size([3, 2]), torch.Size([3]))
     """
 
+    has_kernel = True
+
     def __init__(self, dim: int, num_flows: int = 1, *, hidden: int = 128, time_dependent: bool = True) -> None:
         super().__init__(dim, num_flows, time_dependent)
         self.hidden = positive_int("hidden", hidden)
@@ -152,28 +129,29 @@ class RidgePotential(Potential):
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Return u_k(z, t) of shape (B, K), for z (B, D) and t a scalar or (B,)."""
-        a, x = self._ridges(z, t)
+        shape = (self.num_flows, self.hidden)
+        x, a = torch.addmm(self.b, z, self.w.mT).view(len(z), *shape), self.a
+        if self.time is not None:
+            da, db = self.time(t).unflatten(-1, (2, *shape)).unbind(-3)
+            x, a = x + db, a + da
         return (a * (torch.logaddexp(x, -x) - math.log(2))).sum(-1)
 
-    def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
-        """See `Potential.gradient`."""
-        a, x = self._ridges(z, t)
-        s = torch.sigmoid(2 * x)
-        wa = w[..., None] * a
-        v = (wa * _tanh_of(s)).view(len(z), -1) @ self.w
-        if not laplacian:
-            return v, None
-        norms = self.w.square().sum(-1).view(self.num_flows, self.hidden)
-        return v, (_tanh_vjp(wa, s) * norms).sum((-1, -2))
+    def kernel(self, drive: Drive) -> RidgeKernel:
+        """See `Potential.kernel`."""
+        w, b = self.w.view(self.num_flows, self.hidden, -1), self.b.view(self.num_flows, 1, self.hidden)
+        return RidgeKernel(drive, w, b, self.a[:, None], self._times if self.time is not None else None)
 
-    def _ridges(self, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Amplitudes a (K, H) or (B, K, H) and arguments w·z + b (B, K, H)."""
-        shape = (self.num_flows, self.hidden)
-        x = torch.addmm(self.b, z, self.w.mT).view(len(z), *shape)
-        if self.time is None:
-            return self.a, x
-        da, db = self.time(t).unflatten(-1, (2, *shape)).unbind(-3)
-        return self.a + da, x + db
+    def _times(self, t: Tensor, drive: Drive) -> Tensor:
+        """Changes of a and b: (2, n, G, 1, H) at shared times (n,), (2, n, G, R or R/G, H) at times of rows (n, R)."""
+        assert self.time is not None
+        out = self.time(t).unflatten(-1, (2, self.num_flows, 1, self.hidden))  # (n, [R,] 2, K, 1, H)
+        if t.ndim == 1:
+            return drive.stack(out.movedim(-3, 0)).movedim(0, -3).movedim(1, 0)
+        if drive.blocks == 1:
+            return drive.stack(out.movedim(-3, 0)).permute(3, 1, 0, 2, 4, 5).flatten(3, 4)
+        blocks = out.unflatten(1, (drive.blocks, -1)).movedim(-3, 0)  # (K, n, G, M, 2, 1, H)
+        own = torch.stack([blocks[k, :, g] for g, k in enumerate(drive.flows)])  # (G, n, M, 2, 1, H)
+        return own.permute(3, 1, 0, 2, 4, 5).flatten(3, 4)
 
 
 class QuadraticPotential(Potential):
@@ -193,6 +171,8 @@ class QuadraticPotential(Potential):
         >>> u.gradient(torch.ones(1, 2), torch.ones(1), torch.tensor(0.0))[0].tolist()
         [[-1.0, -1.0]]
     """
+
+    has_kernel = True
 
     def __init__(self, matrix: Tensor, shift: Tensor | None = None) -> None:
         matrix = torch.as_tensor(matrix)
@@ -218,17 +198,10 @@ class QuadraticPotential(Potential):
         u = 0.5 * torch.einsum("bi,kij,bj->bk", z, self.matrix, z)
         return u if self.shift is None else u + z @ self.shift.mT
 
-    def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
-        """See `Potential.gradient`."""
-        symmetric = 0.5 * (self.matrix + self.matrix.mT)
-        each = (z @ symmetric.flatten(0, 1).mT).view(len(z), self.num_flows, self.dim)
-        if self.shift is not None:
-            each = each + self.shift
-        v = (w[..., None] * each).sum(-2)
-        if not laplacian:
-            return v, None
-        trace = self.matrix.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return v, (w * trace).sum(-1).expand(len(z))
+    def kernel(self, drive: Drive) -> LinearKernel:
+        """See `Potential.kernel`."""
+        shift = self.matrix.new_zeros(self.num_flows, self.dim) if self.shift is None else self.shift
+        return LinearKernel(drive, 0.5 * (self.matrix + self.matrix.mT), shift[:, None])
 
 
 # --- parts ----------------------------------------------------------------------------------------------
@@ -266,7 +239,10 @@ class _TimeFeatures(nn.Module):
 
 
 class _StackedTimeNet(nn.Module):
-    """τ_k(t) of the paper's network for all k: (K, 1, H) for a scalar t, (K, B, H) for t (B,)."""
+    """τ_k(t) of the paper's network for all k.
+
+    (G, n, H) at shared times (n,); (n, G, R or R/G, H) at times of rows (n, R).
+    """
 
     def __init__(self, dim: int, num_flows: int, hidden: int) -> None:
         super().__init__()
@@ -276,33 +252,18 @@ class _StackedTimeNet(nn.Module):
         self.w2 = _uniform(num_flows, hidden, hidden, fan_in=hidden)
         self.b2 = _uniform(num_flows, 1, hidden, fan_in=hidden)
 
-    def forward(self, t: Tensor) -> Tensor:
-        s, num_flows = self.features(t), len(self.w2)
-        if t.ndim == 0:
-            hidden = torch.addmv(self.b1, self.w1, s).view(num_flows, 1, -1)
-        else:
-            hidden = torch.addmm(self.b1, s, self.w1.mT).view(len(s), num_flows, -1).transpose(0, 1)
+    def forward(self, t: Tensor, drive: Drive) -> Tensor:
+        s = self.features(t)  # (n, F) or (n, R, F)
+        if t.ndim == 2:  # (n, blocks, R / blocks, F) -> (blocks, n · R / blocks, F)
+            s = s.view(len(t), drive.blocks, -1, s.shape[-1]).transpose(0, 1).flatten(1, 2)
+        num_flows, hidden, _ = self.w2.shape
+        w1 = drive.stack(self.w1.view(num_flows, hidden, -1))
+        b1 = drive.stack(self.b1.view(num_flows, 1, hidden))
+        w2, b2 = drive.stack(self.w2), drive.stack(self.b2)
+        x = torch.baddbmm(b1, s.expand(len(w1), *s.shape[-2:]), w1.mT)
         # gelu(x) = x Φ(x); `nn.functional.gelu` takes longer on so few numbers
-        return torch.baddbmm(self.b2, hidden * torch.special.ndtr(hidden), self.w2.mT)
-
-
-# tanh(x) = 2σ(2x) − 1: on CPUs eager `torch.sigmoid` is several times faster than `torch.tanh`, and one
-# sigmoid_backward gives g·σ(1 − σ) in a single pass.
-
-
-def _tanh_of(s: Tensor) -> Tensor:
-    """tanh(x) from s = σ(2x)."""
-    return 2 * s - 1
-
-
-def _tanh_vjp(g: Tensor, s: Tensor) -> Tensor:
-    """g · tanh'(x) from s = σ(2x): tanh'(x) = 4 s (1 − s). Broadcasts."""
-    return _sigmoid_vjp(4 * g, s)
-
-
-def _sigmoid_vjp(g: Tensor, s: Tensor) -> Tensor:
-    """g · s (1 − s) for s = σ(x). Broadcasts."""
-    return cast(Tensor, torch.ops.aten.sigmoid_backward(g, s))
+        out = torch.baddbmm(b2, x * torch.special.ndtr(x), w2.mT)  # (G, n or n · R / blocks, H)
+        return out if t.ndim == 1 else out.view(len(out), len(t), -1, hidden).transpose(0, 1)
 
 
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:

@@ -1,20 +1,22 @@
-"""One solve as a function of all its differentiable inputs, by backpropagation or by the isolated adjoint."""
+"""One solve as a function of all its differentiable inputs, in each gradient mode."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, cast
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from . import base
+from .discrete import Replay
 from .errors import ArgumentError, IntegrationError
-from .fields import Field, Quantities, check_potential
-from .segments import Plan
+from .fields import Field, Inputs, Quantities, Rows, check_potential
+from .integrate import Integrator, Step
+from .segments import Plan, Stretch
 from .selection import Selection
-from .solvers import Integrator, Solver, State
+from .solvers import Solver
 
 
 def outside_inference_mode(x: Tensor) -> Tensor:
@@ -27,111 +29,125 @@ class Problem:
     """One solve: everything but its differentiable inputs."""
 
     net: nn.Module
+    num_flows: int
     solver: Solver
-    quantities: Quantities
+    asked: Quantities
     plan: Plan
     selection: Selection
 
     def __post_init__(self) -> None:
         self.integrator = Integrator(self.solver, self.plan.slack)
-        self.field = Field(self.net, self.quantities)
-        self.names, self.parameters = [], []
-        for name, p in self.field.named_parameters():
-            self.names.append(name)
-            self.parameters.append(p)
 
     def solve(self, z0: Tensor, times: Tensor, context: Tensor | None) -> list[Tensor]:
-        """States (N, B, D) and integrals (N, B) at the requested times."""
-        boundaries, weights = self.selection.boundaries, outside_inference_mode(self.selection.weights)
+        """States (N, B, D) and integrals (N, B) at the requested times (in float64)."""
+        boundaries, chosen = self.selection.boundaries, outside_inference_mode(self.selection.chosen)
         if boundaries is not None:
-            boundaries = outside_inference_mode(boundaries.to(z0.device, z0.dtype))
+            boundaries = outside_inference_mode(boundaries.to(z0.device).double())
+        selection = Selection(chosen, boundaries, self.selection.clock)
         times = outside_inference_mode(times)
-        inputs = (z0, times, weights, boundaries, context, *self.parameters)
-        recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-        self._check(z0, times, boundaries, context)
-        if recorded and self.solver.gradient_mode == "adjoint":
-            return list(_Isolated.apply(self._run_adjoint, *inputs))
-        return self._run(self.field, False, z0, times, weights, boundaries, context)
+        self._check_start(z0, times)
+        y = torch.cat([z0, z0.new_zeros(len(z0), self.asked.log_density + self.asked.kinetic_energy)], 1)
+        states, calls = [y], []
+        for index, stretch in enumerate(self.plan.stretches(times, selection, len(z0))):
+            if base.is_users(self.net) and (index == 0 or boundaries is not None):
+                check_potential(self.net, self.num_flows, z0, stretch, context, record=torch.is_grad_enabled())
+            calls.append((states[-1], stretch))
+            states += self._advance(states[-1], stretch, context)
+        knots = torch.stack(states)
+        if not bool(torch.isfinite(knots.detach()).all()):
+            bad = next(i for i, s in enumerate(states) if not bool(torch.isfinite(s).all()))
+            raise self._failure(bad, calls, context)
+        y = self._at_requested(knots)
+        dim = z0.shape[1]
+        return [y[..., :dim], *y[..., dim:].unbind(-1)] if y.shape[-1] > dim else [y]
 
-    def _check(self, z0: Tensor, times: Tensor, boundaries: Tensor | None, context: Tensor | None) -> None:
-        """Refuse a start that is not finite, and a user's potential that would give no or a wrong gradient."""
+    def _check_start(self, z0: Tensor, times: Tensor) -> None:
         if not bool(torch.isfinite(z0.detach()).all()):
-            first = times.detach().flatten()[0]
             raise IntegrationError(
                 "z0: expected finite states, got NaN or infinity; look for what made them",
-                t=float(first),
+                t=float(times.detach().flatten()[0]),
                 max_abs_z=float(z0.detach().abs().amax()),
                 nfe=0,
             )
-        if not base.is_users(self.net):
-            return
-        selection = Selection(self.selection.weights, boundaries, self.selection.clock)
-        for segment in self.plan.segments(times, selection, len(z0)):
-            check_potential(self.net, z0, segment, context, record=torch.is_grad_enabled())
-            if boundaries is None:
-                return
 
-    def _run_adjoint(
-        self,
-        z0: Tensor,
-        times: Tensor,
-        weights: Tensor,
-        boundaries: Tensor | None,
-        context: Tensor | None,
-        *parameters: Tensor,
-    ) -> list[Tensor]:
-        """The solve as a function of all its inputs, parameters included."""
+    def _failure(self, bad: int, calls: list[tuple[Tensor, Stretch]], context: Tensor | None) -> IntegrationError:
+        """What went wrong before knot number `bad`."""
+        passed = list(itertools.accumulate(len(stretch.landings) for _, stretch in calls))
+        y, stretch = calls[next(i for i, last in enumerate(passed) if bad <= last)]
+        with torch.no_grad():
+            call = _Call(self, stretch, y, context)
+            return self.integrator.locate_failure(call.field(call.inputs, True), call.inputs[0], call.stretch)
 
-        def rhs(
-            s: Tensor, state: State, length: float, w: Tensor, start: Tensor, end: Tensor, c: Tensor | None, *p: Tensor
-        ) -> State:
-            patched = dict(zip(self.names, p, strict=True))
-            out = cast(State, functional_call(self.field, patched, (s, state, length, w, start, end, c)))
-            if torch.is_grad_enabled() and not any(x.requires_grad for x in out):
-                out = (out[0] + 0 * state[0], *out[1:])  # a potential without z stands still; torchdiffeq wants a graph
-            return out
+    def _advance(self, y: Tensor, stretch: Stretch, context: Tensor | None) -> list[Tensor]:
+        """States (B, C) at the landings of a stretch."""
+        points = sorted({x for x in stretch.landings if x > 0})
+        if points:
+            call = _Call(self, replace(stretch, landings=tuple(points)), y, context)
+            made = dict(zip(points, call.rows.unsort(call.run()).unbind(0), strict=True))
+            return [made[x] if x > 0 else y for x in stretch.landings]
+        if stretch.start.requires_grad or stretch.end.requires_grad:  # the identity, with gradient v to the times
+            call = _Call(self, replace(stretch, landings=(1.0,)), y, context)
+            field = call.field(call.inputs, True)
+            y = y + call.rows.unsort(field(torch.zeros((), dtype=torch.float64, device=y.device), call.inputs[0]))
+        return [y for _ in stretch.landings]
 
-        return self._run(rhs, True, z0, times, weights, boundaries, context, *parameters)
-
-    def _run(
-        self,
-        rhs: Any,
-        adjoint: bool,
-        z0: Tensor,
-        times: Tensor,
-        weights: Tensor,
-        boundaries: Tensor | None,
-        context: Tensor | None,
-        *parameters: Tensor,
-    ) -> list[Tensor]:
-        batch = len(z0)
-        extra = self.quantities.log_density + self.quantities.kinetic_energy
-        state: State = (z0, *(z0.new_zeros(batch) for _ in range(extra)))
-        states, calls = [state], []
-        selection = Selection(weights, boundaries, self.selection.clock)
-        for segment in self.plan.segments(times, selection, batch):
-            inputs = (segment.weights, segment.start, segment.end, context, *parameters)
-            calls.append((state, segment, inputs))
-            if segment.length > 0:
-                state = self.integrator(rhs, state, segment, inputs, adjoint=adjoint)
-            elif segment.start.requires_grad or segment.end.requires_grad:  # the identity, with gradient v to the times
-                change = rhs(torch.zeros_like(times[0]).amax(), state, 1.0, *inputs)
-                state = tuple(a + b for a, b in zip(state, change, strict=True))
-            states.append(state)
-        outputs = [self._at_requested(torch.stack(parts), times) for parts in zip(*states, strict=True)]
-        if not all(bool(torch.isfinite(out.detach()).all()) for out in outputs):
-            bad = next(i for i, s in enumerate(states) if not all(bool(torch.isfinite(x).all()) for x in s))
-            raise self.integrator.locate_failure(rhs, *calls[bad - 1])
-        return outputs
-
-    def _at_requested(self, states: Tensor, times: Tensor) -> Tensor:
-        """Pick each row's states at its requested times out of those at all knots, (M, B, …) → (N, B, …)."""
+    def _at_requested(self, states: Tensor) -> Tensor:
+        """Pick each row's states at its requested times out of those at all knots, (M, B, C) → (N, B, C)."""
         position = self.plan.position
         if len(states) == len(position):
             return states
         batch = states.shape[1]
-        rows = torch.arange(batch, device=states.device)
-        return states[position.expand(-1, batch), rows]
+        return states[position.expand(-1, batch), torch.arange(batch, device=states.device)]
+
+
+class _Call:
+    """One stretch with its rows in order, as a function of the flat list of its differentiable inputs."""
+
+    def __init__(self, problem: Problem, stretch: Stretch, y: Tensor, context: Tensor | None) -> None:
+        self.problem, self.stretch, asked = problem, stretch, problem.asked
+        row_times = stretch.start.ndim > 0
+        self.rows = Rows.make(problem.net, stretch.chosen, problem.num_flows, y, row_times)
+        sort = self.rows.sort
+        self.asked = replace(asked, probe=sort(asked.probe))
+        named = dict(problem.net.named_parameters())
+        self.names = list(named)
+        self.inputs: list[Any] = [
+            sort(y), self.rows.drive.weights, sort(stretch.start), sort(stretch.end), sort(context), *named.values()
+        ]  # fmt: skip
+
+    def field(self, inputs: list[Any], own: bool, lasting: bool = True) -> Field:
+        """The field of these inputs; `own` leaves the potential with its own parameters."""
+        y, weights, start, end, context, *parameters = inputs
+        lent = None if own else {f"net.{name}": p for name, p in zip(self.names, parameters, strict=True)}
+        made = Inputs(weights, start, end, context, lent)
+        net, length = self.problem.net, self.stretch.length
+        return Field(net, self.asked, self.rows.drive, made, length, y, lasting)
+
+    def run(self) -> Tensor:
+        """States (L, R, C) at the landings."""
+        recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in self.inputs)
+        mode = self.problem.solver.gradient_mode if recorded else "direct"
+        if mode == "adjoint":  # its state holds all gradients in one tensor, of one dtype
+            dtype = self.inputs[0].dtype
+            inputs = [x.to(dtype) if x is not None and x.requires_grad else x for x in self.inputs]
+            return _Isolated.apply(self._by_adjoint, *inputs)  # type: ignore[no-any-return]
+        if mode == "discrete":
+            return _Discrete.apply(self, *self.inputs)  # type: ignore[no-any-return]
+        return self.problem.integrator(self.field(self.inputs, True), self.inputs[0], self.stretch)
+
+    def _by_adjoint(self, *copies: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            field = self.field(list(copies), False, lasting=False)
+        wanted = [x for x in copies[1:] if x is not None and x.requires_grad]
+        y = copies[0]
+        assert y is not None
+        return self.problem.integrator(field, y, self.stretch, wanted)
+
+    def keep(self) -> tuple[Tensor, list[Step]]:
+        """States at the landings and the accepted steps."""
+        kept: list[Step] = []
+        out = self.problem.integrator(self.field(self.inputs, True), self.inputs[0], self.stretch, None, kept)
+        return out, kept
 
 
 class _Isolated(torch.autograd.Function):
@@ -143,35 +159,63 @@ class _Isolated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: Any, *inputs: Tensor | None) -> Tensor:
         with torch.enable_grad():
             ctx.copies = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in inputs]
-            ctx.outputs = tuple(run(*ctx.copies))
+            ctx.output = run(*ctx.copies)
         ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
-        return tuple(out.detach() for out in ctx.outputs)
+        output: Tensor = ctx.output.detach()
+        return output
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
         wanted = [x for x in ctx.copies if x is not None and x.requires_grad]
-        pairs = [(out, g) for out, g in zip(ctx.outputs, grads, strict=True) if out.requires_grad]
-        device = ctx.outputs[0].device.type
-        with torch.autocast(device, enabled=False), torch.no_grad():
-            found = iter(
-                torch.autograd.grad(
-                    [out for out, _ in pairs],
-                    wanted,
-                    [g for _, g in pairs],
-                    retain_graph=True,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
+        with torch.autocast(cotangent.device.type, enabled=False), torch.no_grad():
+            found = torch.autograd.grad(
+                ctx.output, wanted, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-        result = [next(found) if x is not None and x.requires_grad else None for x in ctx.copies]
-        if torch.is_grad_enabled():  # create_graph=True: refuse to be differentiated again, instead of silence
-            anchor = torch.zeros((), requires_grad=True)
-            result = [None if g is None else _NoSecondDerivative.apply(anchor, g) for g in result]
-        return (None, *result)
+        return (None, *_once(_in_place_of(ctx.copies, found)))
+
+
+class _Discrete(torch.autograd.Function):
+    """The exact gradient of a discrete solve from its accepted steps, see `Replay`."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *inputs: Tensor | None) -> Tensor:
+        output, ctx.steps = call.keep()
+        ctx.call = call
+        ctx.save_for_backward(*inputs)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        copies = [
+            None if x is None else x.detach().requires_grad_(need)
+            for x, need in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
+        ]
+        with torch.autocast(cotangent.device.type, enabled=False):
+            with torch.enable_grad():
+                field = ctx.call.field(copies, False)
+            method, landings = ctx.call.problem.solver.method, ctx.call.stretch.landings
+            with torch.no_grad():
+                along_y, found = Replay(field, method, copies[1:]).back(ctx.steps, landings, cotangent)
+        made = _in_place_of(copies[1:], found)
+        return (None, *_once([along_y if ctx.needs_input_grad[1] else None, *made]))
+
+
+def _in_place_of(copies: list[Tensor | None], found: Any) -> list[Tensor | None]:
+    """Gradients of those copies that require one, None for the others."""
+    left = iter(found)
+    return [next(left) if x is not None and x.requires_grad else None for x in copies]
+
+
+def _once(grads: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients; under create_graph=True such that differentiating them is an error, instead of silence."""
+    if not torch.is_grad_enabled():
+        return grads
+    anchor = torch.zeros((), requires_grad=True)
+    return [None if g is None else _NoSecondDerivative.apply(anchor, g) for g in grads]
 
 
 class _NoSecondDerivative(torch.autograd.Function):
@@ -184,6 +228,6 @@ class _NoSecondDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         raise ArgumentError(
-            "gradient: the continuous adjoint has no second derivative; use Solver(…, gradient='direct') where a "
-            "gradient is differentiated again"
+            "gradient: the modes 'adjoint' and 'discrete' have no second derivative; use Solver(…, gradient='direct') "
+            "where a gradient is differentiated again"
         )

@@ -1,7 +1,8 @@
-"""A solve cut into segments: between neighbouring requested times and schedule boundaries one field holds.
+"""A solve cut into stretches, on each of which one smooth field holds.
 
-Each row's times and inner boundaries are sorted together, so that N + S − 2 common segments suffice, each row
-with its own piece of the schedule in each of them.
+Each row's times and inner boundaries are sorted together, so that N + S − 2 common segments suffice, each row with its
+own piece of the schedule in each of them. Neighbouring segments under the same piece are one stretch where all rows
+share their times.
 """
 
 from __future__ import annotations
@@ -16,39 +17,45 @@ from .selection import Selection, check_inside, pick, pick_boundary
 
 
 @dataclass(frozen=True)
-class Segment:
+class Stretch:
     """A stretch of time with one piece of the schedule for each row.
 
     Attributes:
-        weights: (K,) or (B, K).
-        start, end: times at its ends that the potential sees, scalars or (B,).
-        length: largest |end − start| over the rows, in frames: the range [0, length] of the solver's own clock.
+        chosen: flows () or (B,), or weights (K,) or (B, K).
+        start, end: times at its ends that the potential sees, scalars or (B,), in float64.
+        landings: ascending points on the solver's own clock, which starts at 0 and counts frames of the fastest row,
+            at which states are wanted; the last is the length of the stretch.
         origin: `start` in absolute time (detached), for messages.
     """
 
-    weights: Tensor
+    chosen: Tensor
     start: Tensor
     end: Tensor
-    length: float
+    landings: tuple[float, ...]
     origin: Tensor
+
+    @property
+    def length(self) -> float:
+        """Largest |end − start| over the rows."""
+        return self.landings[-1]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a solve is cut into segments. Made of plain numbers; `segments` is the differentiable part.
+    """How a solve is cut into stretches. Made of plain numbers; `stretches` is the differentiable part.
 
     Attributes:
         order: (M, C) positions of the sorted knots in [times, inner boundaries]; C is 1 (shared) or B.
         position: (N, C) knot at which each requested time lies.
         piece: (M−1, C) piece of the schedule in each segment.
-        lengths: M−1 lengths, largest over the rows.
+        passed: (M, C) how far each row has come at each knot, in frames.
         slack: relative rounding error of the times as given.
     """
 
     order: Tensor
     position: Tensor
     piece: Tensor
-    lengths: list[float]
+    passed: Tensor
     slack: float
 
     @staticmethod
@@ -68,26 +75,34 @@ class Plan:
         backward = exact[-1] < exact[0]
         key = torch.where(backward, -knots.view(len(knots), -1), knots.view(len(knots), -1))
         order = key.argsort(dim=0, stable=True)
-        passed = (order >= len(times)).cumsum(0)[:-1]
-        piece = torch.where(backward, len(boundaries) - 2 - passed, passed)
-        lengths = key.gather(0, order).diff(dim=0).amax(1).tolist() if key.shape[1] else [0.0] * len(passed)
-        return Plan(order, order.argsort(dim=0)[: len(times)], piece, lengths, slack)
+        behind = (order >= len(times)).cumsum(0)[:-1]
+        piece = torch.where(backward, len(boundaries) - 2 - behind, behind)
+        key = key.gather(0, order)
+        return Plan(order, order.argsort(dim=0)[: len(times)], piece, (key - key[:1]).cpu(), slack)
 
-    def segments(self, times: Tensor, selection: Selection, batch: int) -> Iterator[Segment]:
-        """Yield the segments; differentiable in times, boundaries and weights (all in one dtype)."""
+    def stretches(self, times: Tensor, selection: Selection, batch: int) -> Iterator[Stretch]:
+        """Yield the stretches; differentiable in times, boundaries (both in float64) and weights."""
         boundaries = selection.boundaries
         knots = _cat_knots(times, times.new_zeros(2) if boundaries is None else boundaries)
         knots = knots.view(len(knots), -1).gather(0, self.order)
         shared = knots.shape[1] == 1 and times.ndim == 1 and (boundaries is None or boundaries.ndim == 1)
-        for j, length in enumerate(self.lengths):
-            piece, start, end = self.piece[j], knots[j], knots[j + 1]
+        pieces = self.piece[:, 0].tolist() if shared and not knots.requires_grad else list(range(len(self.piece)))
+        first = 0
+        while first < len(pieces):
+            last = first + 1
+            while last < len(pieces) and pieces[last] == pieces[first]:
+                last += 1
+            piece, start, end = self.piece[first], knots[first], knots[last]
             if shared:
                 piece, start, end = piece[0], start[0], end[0]
             origin = start.detach()
             if boundaries is not None and selection.clock == "segment":
                 offset = pick_boundary(boundaries, piece)
                 start, end = start - offset, end - offset
-            yield Segment(pick(selection.weights, piece, batch), start, end, length, origin)
+            passed = self.passed[first : last + 1]
+            landings = (passed[1:] - passed[:1]).amax(1).tolist() if passed.shape[1] else [0.0] * (last - first)
+            yield Stretch(pick(selection.chosen, piece, batch), start, end, tuple(landings), origin)
+            first = last
 
 
 def _cat_knots(times: Tensor, boundaries: Tensor) -> Tensor:

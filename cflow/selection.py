@@ -1,8 +1,8 @@
-"""Which flow drives which sample when: every form of `k` becomes pieces of mixture weights.
+"""Which flow drives which sample when: every form of `k` becomes pieces of flows or of mixture weights.
 
 A selection of flows is None (one flow), an int, an integer tensor (B,), float weights (K,) or (B, K), or a
-`Schedule` of these. The normal form is a stack of weights, (S, K) or (S, B, K), one entry a piece, with the
-S + 1 boundaries between which the pieces hold.
+`Schedule` of these. The normal form is a stack with one entry a piece, and the S + 1 boundaries between which the
+pieces hold.
 """
 
 from __future__ import annotations
@@ -81,18 +81,19 @@ class Selection:
     """Normal form of a selection.
 
     Attributes:
-        weights: mixture weights, (S, K) shared or (S, B, K) per sample.
+        chosen: one entry a piece: flows, (S,) shared or (S, B) per sample, where every piece names single flows;
+            else mixture weights, (S, K) or (S, B, K), in floating point.
         boundaries: times between the pieces in their original precision, (S+1,) or (S+1, B); None for one piece
             that holds always.
         clock: which time a potential sees.
     """
 
-    weights: Tensor
+    chosen: Tensor
     boundaries: Tensor | None = None
     clock: Clock = "absolute"
 
     def at(self, t: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Weights (K,) or (B, K) at time t (scalar or (B,)), and the time that the potential sees.
+        """Flows () or (B,), or weights (K,) or (B, K), at time t (scalar or (B,)), and the time a potential sees.
 
         At a boundary the later piece counts.
 
@@ -100,25 +101,33 @@ class Selection:
             ArgumentError: t lies outside the schedule.
         """
         if self.boundaries is None:
-            return self.weights[0], t
+            return self.chosen[0], t
         boundaries = self.boundaries.to(t.device)
         check_inside(t.detach().double(), boundaries.detach().double())
-        pieces = len(self.weights)
+        pieces = len(self.chosen)
         inner = boundaries[1:-1].to(t.dtype)
         if boundaries.ndim == 1 and t.ndim == 1:
             inner = inner[:, None]
         piece = (t.detach() >= inner.detach()).sum(0).clamp(max=pieces - 1)  # () or (B,)
-        weights = pick(self.weights, piece, batch)
+        chosen = pick(self.chosen, piece, batch)
         if self.clock == "segment":
             t = t - pick_boundary(boundaries, piece).to(t.dtype)
-        return weights, t
+        return chosen, t
 
 
-def pick(weights: Tensor, piece: Tensor, batch: int) -> Tensor:
-    """Weights of each sample's own piece: (S, K) or (S, B, K) with piece () or (B,) → (K,) or (B, K)."""
-    if piece.ndim == 0 or weights.ndim == 2:
-        return weights[piece]
-    return weights[piece, torch.arange(batch, device=weights.device)]
+def pick(chosen: Tensor, piece: Tensor, batch: int) -> Tensor:
+    """The entry of each sample's own piece () or (B,), of flows (S,) or (S, B), or weights (S, K) or (S, B, K)."""
+    per_sample = chosen.ndim == (3 if chosen.is_floating_point() else 2)
+    if piece.ndim == 0 or not per_sample:
+        return chosen[piece]
+    return chosen[piece, torch.arange(batch, device=chosen.device)]
+
+
+def as_weights(chosen: Tensor, num_flows: int, like: Tensor) -> Tensor:
+    """Flows (…) as one-hot weights (…, K); weights as they are."""
+    if chosen.is_floating_point():
+        return chosen
+    return torch.nn.functional.one_hot(chosen, num_flows).to(like)
 
 
 def pick_boundary(boundaries: Tensor, piece: Tensor) -> Tensor:
@@ -140,19 +149,20 @@ def check_inside(times: Tensor, boundaries: Tensor) -> None:
 
 
 def parse_selection(k: Selecting, *, batch: int, num_flows: int, like: Tensor) -> Selection:
-    """Turn any form of `k` into its normal form, with weights in the dtype and on the device of `like`.
+    """Turn any form of `k` into its normal form, on the device of `like`, weights in its dtype.
 
     Raises:
         ArgumentError: an index or shape that does not fit B samples and K flows, or a weight that is not finite.
         ArgumentTypeError: none of the forms of a selection.
     """
     if not isinstance(k, Schedule):
-        return Selection(_weights(k, batch, num_flows, like, "k")[None])
-    pieces = [
-        _weights(k.selections[i], batch, num_flows, like, f"k: selections[{i}]") for i in range(len(k.selections))
-    ]
+        return Selection(_chosen(k, batch, num_flows, like, "k")[None])
+    pieces = [_chosen(k.selections[i], batch, num_flows, like, f"k: selections[{i}]") for i in range(len(k))]
+    if any(p.is_floating_point() for p in pieces):
+        pieces = [as_weights(p, num_flows, like) for p in pieces]
     if len({p.ndim for p in pieces}) > 1:
-        pieces = [p.expand(batch, num_flows) for p in pieces]
+        shape = max((p.shape for p in pieces), key=len)
+        pieces = [p.expand(shape) for p in pieces]
     if k.times.ndim == 2 and k.times.shape[1] != batch:
         raise ArgumentError(
             f"k: the Schedule's times have shape {tuple(k.times.shape)}; for {batch} samples expected (S+1,) or "
@@ -161,12 +171,12 @@ def parse_selection(k: Selecting, *, batch: int, num_flows: int, like: Tensor) -
     return Selection(torch.stack(pieces), k.times, k.clock)
 
 
-def _weights(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -> Tensor:
-    """One constant selection as weights, (K,) or (B, K)."""
+def _chosen(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -> Tensor:
+    """One constant selection as flows, () or (B,), or weights, (K,) or (B, K)."""
     if k is None:
         if num_flows != 1:
             raise ArgumentError(f"{name}: None selects the only flow, but there are {num_flows}; name one of them")
-        return torch.ones(1, dtype=like.dtype, device=like.device)
+        return torch.zeros((), dtype=torch.long, device=like.device)
     if isinstance(k, (bool, np.bool_)) or not isinstance(k, (numbers.Integral, np.ndarray, Tensor)):
         raise ArgumentTypeError(f"{name}: expected {FORMS}; got {type(k).__name__} {k!r}")
     if isinstance(k, numbers.Integral):
@@ -192,7 +202,7 @@ def _weights(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) 
             if k.ndim
             else f"{name}: expected a flow 0 to {num_flows - 1}, got {int(k)}"
         )
-    return torch.nn.functional.one_hot(k.long(), num_flows).to(like.dtype)
+    return cast(Tensor, k.long())
 
 
 def _boundaries(times: Sequence[float] | Tensor) -> Tensor:

@@ -58,7 +58,7 @@ CALLS = {
     "rtol, atol: both are 0": lambda: Solver("dopri5", rtol=0.0, atol=0.0),
     "max_steps: expected an int": lambda: Solver("dopri5", max_steps=0),
     "gradient: expected one of .* Did you mean 'adjoint'": lambda: Solver("dopri5", gradient="adjont"),
-    "gradient: 'discrete' is not available": lambda: Solver("rk4", step_size=1.0, gradient="discrete"),
+    "gradient: 'discrete' needs an explicit": lambda: Solver("scipy_solver", gradient="discrete"),
     "gradient: 'scipy_solver' runs outside autograd": lambda: Solver("scipy_solver", gradient="direct"),
     "options: 'dopri5' has no option 'max_stepp'. Did you mean 'max_step'": lambda: Solver(
         "dopri5", options={"max_stepp": 1}

@@ -1,0 +1,236 @@
+r"""The exact gradient of a discrete solve: its accepted steps, taken backwards one by one.
+
+One step of an explicit Runge-Kutta method (see `Tableau`) is differentiated from its start, with y' = y + h Σ b_i k_i,
+k_i = f(y_i) and y_i = y + h Σ_{j<i} a_{ij} k_j. From the cotangent λ' of y', for i = s, …, 1:
+
+.. math:: κ_i = h (b_i λ' + Σ_{j>i} a_{ji} μ_j), \quad μ_i = (∂f/∂y)^T κ_i, \quad λ = λ' + Σ_i μ_i
+
+and the gradient of θ is Σ_i (∂f/∂θ)ᵀ κ_i. Only the states at the starts of the steps are kept; the steps that an
+adaptive method has accepted are taken as given.
+
+References:
+    Hager: Runge-Kutta methods in optimal control and the transformed adjoint system, 2000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .fields import Field
+from .integrate import Step
+from .kernels import Kernel, Stages, Tensors
+from .tableau import tableau
+
+
+class Replay:
+    """Pulls cotangents back through the accepted steps of a stretch.
+
+    Arguments:
+        field: the field, recorded from detached copies of its inputs.
+        method: the solver.
+        inputs: those copies, None where there is none; gradients are returned for those that require one.
+    """
+
+    def __init__(self, field: Field, method: str, inputs: Sequence[Tensor | None]) -> None:
+        table = tableau(method)
+        assert table is not None
+        self.field, self.table, self.stages = field, table, table.evaluated
+        self.wanted = [x for x in inputs if x is not None and x.requires_grad]
+        closed = field.kernel is not None and not field.asked.log_density
+        self.step = _ClosedSteps(self) if closed else _RecordedSteps(self)
+
+    def back(self, steps: Sequence[Step], landings: Sequence[float], cotangent: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Gradients of the start (R, C) and of the wanted inputs, for cotangents (L, R, C) of the landings."""
+        index = {x: i for i, x in enumerate(landings)}
+        ends = [*(step.start for step in steps[1:]), landings[-1]]
+        along_y = torch.zeros_like(cotangent[0])
+        carried: Tensor | None = None
+        self.step.prepare(steps)
+        for n in reversed(range(len(steps))):
+            if ends[n] in index:
+                along_y = along_y + cotangent[index[ends[n]]]
+            along_y, carried = self.step(n, steps[n], along_y, carried)
+        return along_y, self.step.finish()
+
+    def clock(self, steps: Sequence[Step]) -> Tensor:
+        """Points of the clock at all stages of some steps."""
+        points = [x.start + c * x.size for x in steps for c in self.table.c[: self.stages]]
+        return torch.tensor(points, dtype=torch.float64, device=self.field.inputs.start.device)
+
+
+class _RecordedSteps:
+    """Steps of any field: each is recorded once more, and differentiated by autograd."""
+
+    def __init__(self, owner: Replay) -> None:
+        self.owner = owner
+        self.grads = [torch.zeros_like(x) for x in owner.wanted]
+
+    def prepare(self, steps: Sequence[Step]) -> None:
+        pass
+
+    def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        field, table, stages = self.owner.field, self.owner.table, self.owner.stages
+        with torch.enable_grad():
+            y = step.y.detach().requires_grad_()
+            sources = [y]
+            ks = []
+            if step.carried is not None:
+                sources.append(step.carried.detach().requires_grad_())
+                ks.append(sources[1])
+            times = field.patched(lambda: field.times(self.owner.clock([step])))
+            for i in range(len(ks), stages):
+                at = _combine(y, ks, [step.size * a for a in table.a[i]])
+                ks.append(field.evaluate(at, tuple(x[i] for x in times)))
+            outputs, cotangents = [_combine(y, ks, [step.size * b for b in table.b])], [along_y]
+            if along_last is not None:
+                outputs, cotangents = [*outputs, ks[-1]], [*cotangents, along_last]
+        found = torch.autograd.grad(
+            outputs,
+            [*sources, *self.owner.wanted],
+            cotangents,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        for total, grad in zip(self.grads, found[len(sources) :], strict=True):
+            total += grad
+        return found[0], found[1] if len(sources) > 1 else None
+
+    def finish(self) -> list[Tensor]:
+        return self.grads
+
+
+class _ClosedSteps:
+    """Steps of a kernel's velocity and its kinetic energy, in closed form."""
+
+    def __init__(self, owner: Replay) -> None:
+        assert owner.field.kernel is not None
+        self.owner, self.field, self.kernel = owner, owner.field, owner.field.kernel
+        self.plain: Kernel = self.kernel.with_tensors(tuple(x.detach() for x in self.kernel.tensors))
+        self.rate: Any = owner.field.rate.detach() if isinstance(owner.field.rate, Tensor) else owner.field.rate
+        self.rate_wanted = isinstance(owner.field.rate, Tensor) and owner.field.rate.requires_grad
+        self.along_rate: Any = 0
+        self.along_tensors: Tensors = ()
+        self.tables: Tensors = ()  # the times of all stages of all steps, where all rows share them
+        self.along_tables: Tensors = ()
+        self.totals: list[Tensor] = []
+
+    def prepare(self, steps: Sequence[Step]) -> None:
+        if self.kernel.num_times and not self.field.drive.row_times:
+            with torch.enable_grad():
+                self.tables = self.field.patched(lambda: self.field.times(self.owner.clock(steps)))
+            self.along_tables = tuple(torch.zeros_like(x) for x in self.tables)
+
+    def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        table, plain, stages, size = self.owner.table, self.plain, self.owner.stages, step.size
+        dim, energy = self.field.dim, self.field.asked.kinetic_energy
+        skip = 0 if step.carried is None else 1
+        tables, where = self._times(n, step, skip)
+        states = [step.y, *step.inputs][skip:stages]
+        z = torch.stack([y[:, :dim] for y in states] if energy else states)
+        saved = plain.linearize_all(z, tuple(x.detach()[where] for x in tables))
+        along_z, along_energy = (along_y[:, :dim], along_y[:, dim:]) if energy else (along_y, along_y)
+        pulled: list[Tensor | None] = [None] * stages
+        cotangents: list[Tensor] = []
+        made: list[Tensors] = []
+        for i in reversed(range(stages)):
+            kappa = _combine_back(along_z, table.b[i], pulled, [row[i] for row in table.a[i + 1 : stages]], i, size)
+            kappa_energy = size * table.b[i] * along_energy if energy else along_energy
+            if along_last is not None and i == stages - 1:
+                kappa = kappa + along_last[:, :dim]
+                kappa_energy = kappa_energy + along_last[:, dim:] if energy else kappa_energy
+            if i < skip:
+                break
+            own = plain.stage(saved, i - skip)
+            cotangent = self._rated(kappa)
+            if energy or self.rate_wanted:
+                v = plain.velocity(own)
+                cotangent = cotangent + abs(self.rate) * kappa_energy * v if energy else cotangent
+                self._differentiate_rate(v, kappa, kappa_energy)
+            pulled[i], left = plain.pull_back(own, cotangent)
+            cotangents.append(cotangent)
+            made.append(left)
+        if self.owner.wanted:
+            self._add(Stages(z, saved, cotangents[::-1], made[::-1]), tables, where)
+        along_z = sum((x for x in pulled if x is not None), along_z)
+        if not energy:
+            return along_z, kappa if skip else None
+        return torch.cat([along_z, along_energy], 1), torch.cat([kappa, kappa_energy], 1) if skip else None
+
+    def _rated(self, v: Tensor) -> Tensor:
+        return v if isinstance(self.rate, float) and self.rate == 1.0 else v * self.rate
+
+    def _times(self, n: int, step: Step, skip: int) -> tuple[Tensors, slice]:
+        """Times of all stages of a step, and where those of its evaluated ones lie."""
+        stages = self.owner.stages
+        if not self.kernel.num_times:
+            return (), slice(0)
+        if self.tables:
+            return self.tables, slice(n * stages + skip, (n + 1) * stages)
+        with torch.enable_grad():
+            return self.field.patched(lambda: self.field.times(self.owner.clock([step]))), slice(skip, stages)
+
+    def _differentiate_rate(self, v: Tensor, kappa: Tensor, kappa_energy: Tensor) -> None:
+        if not self.rate_wanted:
+            return
+        along = (v * kappa).sum(-1, keepdim=True)
+        if self.field.asked.kinetic_energy:
+            along = along + 0.5 * self.rate.sign() * v.square().sum(-1, keepdim=True) * kappa_energy
+        self.along_rate = self.along_rate + (along if self.rate.ndim else along.sum())
+
+    def _add(self, stages: Stages, tables: Tensors, where: slice) -> None:
+        """Add the gradients of a step to those of the tensors and times."""
+        tensors, times = self.plain.parameters(stages)
+        if self.along_tensors:
+            for total, grad in zip(self.along_tensors, tensors, strict=True):
+                total += grad
+        else:
+            self.along_tensors = tuple(x.clone() for x in tensors)
+        along = self.along_tables or tuple(torch.zeros_like(x) for x in tables)
+        for total, grad in zip(along, times, strict=True):
+            total[where] = grad
+        if not self.tables:
+            self._chain(tables, along)
+
+    def _chain(self, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+        """Carry gradients on to the wanted inputs."""
+        pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if x.requires_grad]
+        if not pairs:
+            return
+        outputs, grads = [x for x, _ in pairs], [g for _, g in pairs]
+        found = torch.autograd.grad(
+            outputs, self.owner.wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        self.totals = [a + b for a, b in zip(self.totals, found, strict=True)] if self.totals else list(found)
+
+    def finish(self) -> list[Tensor]:
+        if not self.owner.wanted:
+            return []
+        self._chain([*self.kernel.tensors, *self.tables], [*self.along_tensors, *self.along_tables])
+        if self.rate_wanted:
+            self._chain([self.field.rate], [self.along_rate])  # type: ignore[list-item]
+        return self.totals or [torch.zeros_like(x) for x in self.owner.wanted]
+
+
+def _combine(y: Tensor, ks: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:
+    """y + Σ_j c_j k_j."""
+    for k, c in zip(ks, coefficients, strict=False):
+        if c:
+            y = torch.add(y, k, alpha=c)
+    return y
+
+
+def _combine_back(
+    along: Tensor, b: float, pulled: Sequence[Tensor | None], column: Sequence[float], i: int, size: float
+) -> Tensor:
+    """κ_i = h (b_i λ' + Σ_{j>i} a_{ji} μ_j)."""
+    out = along * (size * b)
+    for mu, a in zip(pulled[i + 1 :], column, strict=True):
+        if a:
+            assert mu is not None
+            out = torch.add(out, mu, alpha=size * a)
+    return out
