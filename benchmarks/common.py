@@ -1,0 +1,346 @@
+"""What the benchmarks share: interleaved timing, memory, host reads, CUDA graphs, and the machine's description.
+
+Everything that is compared is timed in one process and interleaved: every round runs each call once (or a few times,
+where it is short) in a random order, so that a slower minute of the machine hits all of them. Only ratios of one run
+mean anything on another machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import cflow
+
+Call = Callable[[], object]
+
+# --- time -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call, one number a round.
+
+    Attributes:
+        rounds: seconds a call in each round; the i-th numbers of calls timed together belong to the same moment.
+    """
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Median over the rounds, in seconds."""
+        return statistics.median(self.rounds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """First and third quartile over the rounds, in seconds: the spread."""
+        return quartiles(self.rounds)
+
+    def over(self, other: Timing) -> Timing:
+        """How many times the other call's time this one takes, round by round; a ratio instead of seconds."""
+        return Timing(tuple(a / b for a, b in zip(self.rounds, other.rounds, strict=True)))
+
+    def document(self) -> dict[str, float]:
+        """What is kept in JSON."""
+        low, high = self.quartiles
+        return {"median": self.median, "low": low, "high": high, "rounds": float(len(self.rounds))}
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """First and third quartile.
+
+    Example:
+        >>> quartiles([1.0, 2.0, 3.0, 4.0, 5.0])
+        (2.0, 4.0)
+    """
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    *,
+    device: torch.device,
+    rounds: int = 20,
+    warmup: int = 2,
+    budget: float = math.inf,
+    least: float = 3e-3,
+) -> dict[str, Timing]:
+    """Time calls in one process, interleaved.
+
+    Arguments:
+        calls: name → what to time, without arguments.
+        device: CUDA is timed by events on the current stream, everything else by `time.perf_counter`.
+        rounds: timed rounds.
+        warmup: untimed calls of each before.
+        budget: seconds after which no further round begins; three rounds are run in any case.
+        least: calls shorter than this many seconds are repeated within a round until it is filled.
+
+    Returns:
+        name → `Timing`.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        for _ in range(warmup):
+            call()
+        repeats[name] = min(1000, max(1, math.ceil(least / max(stopwatch(call, 1, device), 1e-7))))
+    gc.collect()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order, shuffle, start = list(calls), random.Random(0).shuffle, time.perf_counter()
+    for done in range(rounds):
+        if done >= 3 and time.perf_counter() - start > budget:
+            break
+        shuffle(order)
+        for name in order:
+            seconds[name].append(stopwatch(calls[name], repeats[name], device))
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def stopwatch(call: Call, repeats: int, device: torch.device) -> float:
+    """Seconds a call, averaged over `repeats` calls in a row; on CUDA the device's own time, launches included."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(repeats):
+            call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) * 1e-3 / repeats
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begin) / repeats
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch's intra-op threads, for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- memory and synchronisation ----------------------------------------------------------------------------
+
+
+def held_bytes(forward: Call) -> int:
+    """Bytes that a forward pass keeps for its backward pass, its result included.
+
+    Two places are searched after the pass, and each storage is counted once: what autograd saves (seen through
+    `saved_tensors_hooks`; what was released again before the end of the pass does not count), and tensors that were
+    not alive before (found by the garbage collector: a node may keep states as plain attributes, where the hooks do
+    not see them). Storages that existed before the pass, such as parameters, are left out.
+    """
+    gc.collect()
+    before = {x.untyped_storage().data_ptr() for x in _live_tensors()}
+    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
+
+    def pack(x: Tensor) -> _Saved:
+        kept = _Saved(x.detach())
+        saved.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        result = forward()
+    gc.collect()
+    found = {}
+    for x in [*(kept.tensor for kept in saved), *_live_tensors()]:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in before:
+            found[storage.data_ptr()] = storage.nbytes()
+    del result
+    return sum(found.values())
+
+
+class _Saved:
+    """A tensor that autograd holds; it lives as long as the node that saved it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _live_tensors() -> list[Tensor]:
+    return [x for x in gc.get_objects() if issubclass(type(x), Tensor) and x.layout == torch.strided]
+
+
+def peak_bytes(call: Call, device: torch.device) -> int | None:
+    """Most bytes that a call allocates on the device beyond those already in use; None where the device is a CPU."""
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations that make the host wait for a number from the device: `.item()`, `bool(x)`, `nonzero`, ….
+
+    On CUDA only tensors that lie there count, and each is a synchronisation. On a CPU all are counted: what would
+    synchronise, had every tensor been on a device.
+
+    Example:
+        >>> with HostReads() as reads:
+        ...     _ = bool(torch.ones(3).sum() > 0), float(torch.ones(()))
+        >>> reads.count
+        2
+    """
+
+    operations = ("_local_scalar_dense", "nonzero", "equal", "masked_select")
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.on_cuda = torch.device(device).type == "cuda"
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.operations and (args[0].is_cuda or not self.on_cuda):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def cuda_synchronisations(call: Call, device: torch.device) -> int | None:
+    """Synchronisations that CUDA's own debug mode reports during a call; None on a CPU, where there are none."""
+    if device.type != "cuda":
+        return None
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    return sum("synchroniz" in str(w.message) for w in caught)
+
+
+def capture(call: Call, device: torch.device) -> Call | None:
+    """Replay of a call recorded as a CUDA graph; None on a CPU. The call must not read from the device."""
+    if device.type != "cuda":
+        return None
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):  # warm-up, which PyTorch asks for
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+# --- machine, tables, files ------------------------------------------------------------------------------
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the numbers were measured on."""
+    described = {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu_name(),
+        "cores": str(os.cpu_count()),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchdiffeq": torchdiffeq.__version__,
+        "cflow": cflow.__version__,
+    }
+    if device.type == "cuda":
+        described["cuda"] = str(torch.version.cuda)
+    return described
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def one_line(described: Mapping[str, str]) -> str:
+    """The machine's description on one line.
+
+    Example:
+        >>> one_line({"device": "cpu", "torch": "2.9"})
+        'device cpu, torch 2.9'
+    """
+    return ", ".join(f"{key} {value}" for key, value in described.items())
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns as wide as their widest entry, the first one left-aligned.
+
+    Example:
+        >>> print_table(["method", "ms"], [["rk4", "1.0"], ["euler", "10.0"]])
+        method    ms
+        rk4      1.0
+        euler   10.0
+    """
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    for line in lines:
+        cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+        print("  ".join(cells).rstrip())
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Keep a document, numbers that JSON does not know as null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_finite(document), indent=1) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+
+
+def _finite(x: Any) -> Any:
+    if isinstance(x, Mapping):
+        return {key: _finite(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [_finite(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
+
+
+def device_of(name: str) -> torch.device:
+    """A device by name, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: CUDA where there is none.
+    """
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError("PyTorch finds no CUDA device here; use --device cpu")
+    return device
+
+
+def first_sentence(error: Exception) -> str:
+    """Why something is skipped, in one short line."""
+    return str(error).split("\n")[0].split("; ")[0]

@@ -1,0 +1,158 @@
+"""How each library solves the same problem: one function a library, which imports it and yields its `Peer`s."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torchdiffeq
+from common import Call, HostReads
+from original import AutogradField, OriginalField, StackedField, check_same_velocity
+from problems import HORIZON, TOLERANCE, Problem, Solve, can_compile, modes, solver
+from torch import Tensor
+
+STEPS = 8  # of rk4
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to solve a problem.
+
+    Attributes:
+        name: library, and how it is used.
+        forward: an inference solve; returns the end states (B, D), a tensor or a NumPy-like array.
+        training: a solve and the gradients of the loss; returns those to z0 (B, D) and to every parameter.
+        evaluations: velocity evaluations of one forward solve.
+        block: waits for what `forward` or `training` returned, where a library computes asynchronously.
+    """
+
+    name: str
+    forward: Callable[[], Any]
+    training: Callable[[], Any]
+    evaluations: Callable[[], int]
+    block: Callable[[Any], object] = field(default=lambda result: result)
+
+    def timed(self, call: Callable[[], Any]) -> Call:
+        """The call, waited for."""
+        return lambda: self.block(call())
+
+
+def cflow_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """cflow in every gradient mode it has for the method, with the compiled field too where it has one."""
+    for mode in modes(method)[0]:
+        for flavour in ("", ", compiled") if can_compile() and mode != "adjoint" else ("",):
+            flow = problem.flow(solver(method, mode), compiled=bool(flavour))
+            solve: Solve = partial(flow, k=problem.w, t=HORIZON)
+            yield Peer(
+                f"cflow, {mode}{flavour}",
+                problem.forward(solve),
+                problem.training(solve),
+                lambda flow=flow: flow.solve(problem.z0, problem.w, HORIZON).nfe,  # type: ignore[misc]
+            )
+
+
+def torchdiffeq_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """torchdiffeq with the original's field (`odeint`, `odeint_adjoint`), and with one stacked autograd field."""
+    span = torch.tensor(HORIZON, device=problem.device)
+    settings: dict[str, Any] = {"method": method, "rtol": TOLERANCE, "atol": TOLERANCE}
+    if method == "rk4":
+        settings["options"] = {"step_size": 1.0}
+    ways = (("odeint", OriginalField), ("odeint_adjoint", OriginalField), ("odeint", StackedField))
+    for function, kind in ways:
+        velocity, integrate = _field(problem, kind), getattr(torchdiffeq, function)
+        label = "the original's field" if kind is OriginalField else "stacked field"
+
+        def solve(z0: Tensor, f: AutogradField = velocity, integrate: Any = integrate) -> Tensor:
+            end: Tensor = integrate(f, z0, span, **settings)[-1]
+            return end
+
+        yield _torch_peer(f"torchdiffeq {function}, {label}", problem, velocity, solve)
+
+
+def torchdyn_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """torchdyn's `odeint`, backpropagated through."""
+    odeint = importlib.import_module("torchdyn.numerics").odeint
+    velocity, fixed = _field(problem, StackedField), method == "rk4"
+    span = torch.linspace(*HORIZON, STEPS + 1 if fixed else 2, device=problem.device)
+    settings = {} if fixed else {"rtol": TOLERANCE, "atol": TOLERANCE}
+
+    def solve(z0: Tensor) -> Tensor:
+        end: Tensor = odeint(velocity, z0, span, solver=method, **settings)[1][-1]
+        return end
+
+    yield _torch_peer("torchdyn, stacked field", problem, velocity, solve)
+
+
+def torchode_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """torchode, which gives every row its own steps; it has no rk4."""
+    torchode = importlib.import_module("torchode")
+    if method != "dopri5":
+        return
+    velocity = _field(problem, StackedField)
+    term = torchode.ODETerm(velocity)
+    adjoint = torchode.AutoDiffAdjoint(
+        torchode.Dopri5(term=term), torchode.IntegralController(atol=TOLERANCE, rtol=TOLERANCE, term=term)
+    )
+    start, end = (torch.full((problem.size.batch,), t, device=problem.device) for t in HORIZON)
+
+    def solve(z0: Tensor) -> Tensor:
+        states: Tensor = adjoint.solve(torchode.InitialValueProblem(y0=z0, t_start=start, t_end=end)).ys
+        return states[:, -1]
+
+    yield _torch_peer("torchode, stacked field", problem, velocity, solve)
+
+
+def zuko_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """zuko's free-form transform: Dormand-Prince with an adaptive checkpoint adjoint; it has no rk4."""
+    transforms = importlib.import_module("zuko.transforms")
+    if method != "dopri5":
+        return
+    velocity = _field(problem, StackedField)
+    transform = transforms.FreeFormJacobianTransform(
+        velocity, *HORIZON, phi=velocity.parameters(), atol=TOLERANCE, rtol=TOLERANCE
+    )
+    yield _torch_peer("zuko, stacked field", problem, velocity, transform)
+
+
+def diffrax_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """diffrax under jit, with the same network in JAX."""
+    importlib.import_module("diffrax")
+    yield importlib.import_module("peers_jax").peer(problem, method)
+
+
+MAKERS: dict[str, Callable[[Problem, str], Iterator[Peer]]] = {
+    "cflow": cflow_peers,
+    "torchdiffeq": torchdiffeq_peers,
+    "torchdyn": torchdyn_peers,
+    "torchode": torchode_peers,
+    "zuko": zuko_peers,
+    "diffrax": diffrax_peers,
+}
+
+
+def _field(problem: Problem, kind: Callable[..., AutogradField]) -> AutogradField:
+    velocity = kind(problem.net, problem.w)
+    check_same_velocity(problem.net, velocity, problem.z0)
+    return velocity
+
+
+def _torch_peer(name: str, problem: Problem, velocity: AutogradField, solve: Solve) -> Peer:
+    forward = problem.forward(solve)
+
+    def evaluations() -> int:
+        velocity.nfe = 0
+        forward()
+        return velocity.nfe
+
+    return Peer(name, forward, problem.training(solve, list(velocity.parameters())), evaluations)
+
+
+def host_reads(peer: Peer, device: torch.device) -> int:
+    """Numbers that the host reads in one forward solve; for PyTorch's libraries only."""
+    with HostReads(device) as reads:
+        peer.forward()
+    return int(reads.count)

@@ -1,0 +1,359 @@
+"""The benchmarks run in a small configuration, and what they keep has the shape that their readers expect."""
+
+import importlib
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchdiffeq
+
+import cflow
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts():
+    """The scripts import each other by name, as they do when Python runs one of them."""
+    before, names = torch.get_num_threads(), {path.stem for path in FOLDER.glob("*.py")}
+    sys.path.insert(0, str(FOLDER))
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    sys.path.remove(str(FOLDER))
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def script(name):
+    return importlib.import_module(name)
+
+
+def small():
+    return script("problems").Size(6, 2, 5)
+
+
+# --- clocks, counters, memory --------------------------------------------------------------------------------
+
+
+def test_interleaved_calls_share_their_rounds() -> None:
+    common, runs = script("common"), []
+    seconds = common.interleave(
+        {"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, device=CPU, rounds=4, least=0
+    )
+    assert {len(timing.rounds) for timing in seconds.values()} == {4}
+    assert runs[-8:] != ["a", "b"] * 4  # the order changes
+    assert sorted(runs[-8:]) == ["a"] * 4 + ["b"] * 4
+    slow, fast = common.Timing((2.0, 6.0, 4.0)), common.Timing((1.0, 2.0, 4.0))
+    assert slow.over(fast).rounds == (2.0, 3.0, 1.0)  # round by round
+    assert slow.document() == {"median": 4.0, "low": 3.0, "high": 5.0, "rounds": 3.0}
+
+
+def test_a_budget_ends_the_rounds() -> None:
+    seconds = script("common").interleave({"a": lambda: None}, device=CPU, rounds=10**6, budget=0.05)
+    assert 3 <= len(seconds["a"].rounds) < 10**6
+
+
+class Hoarder(torch.autograd.Function):
+    """Keeps one tensor as autograd knows it, and one as an attribute."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x.exp())
+        ctx.mine = x.sin()
+        return x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (ctx.saved_tensors[0] + ctx.mine)
+
+
+def test_held_bytes_counts_what_is_saved_once_and_nothing_older() -> None:
+    held = script("common").held_bytes
+    x = torch.randn(1000, requires_grad=True)
+    y = torch.randn(1000)
+    scalar = 4
+    assert held(lambda: (x * y).sum()) == scalar  # both factors are older
+    assert held(lambda: x.exp().sum()) == 4000 + scalar
+    assert held(lambda: Hoarder.apply(x)) == 8000 + scalar  # also what a node keeps by itself
+    assert held(lambda: (x * 2).detach().sum()) == scalar  # released before the end of the pass
+
+
+def test_host_reads_are_counted_for_solves() -> None:
+    common, problems = script("common"), script("problems")
+    problem = problems.Problem.make(small(), CPU)
+    with common.HostReads() as reads:
+        problem.forward(problem.solve(problems.solver("dopri5")))()
+    assert reads.count > 0
+    with common.HostReads("cuda") as reads:  # on CUDA only tensors that lie there count
+        bool(torch.ones(()) > 0)
+    assert reads.count == 0
+
+
+def test_without_cuda_its_measurements_say_so(monkeypatch) -> None:
+    common = script("common")
+    assert common.peak_bytes(lambda: None, CPU) is None
+    assert common.cuda_synchronisations(lambda: None, CPU) is None
+    assert common.capture(lambda: None, CPU) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        script("solver_cost").arguments(["--device", "cuda"])
+
+
+def test_synchronisations_are_those_that_cuda_warns_of(monkeypatch) -> None:
+    import warnings
+
+    common, modes = script("common"), [0]
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def call():
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+
+    assert common.cuda_synchronisations(call, torch.device("cuda")) == 2
+    assert modes == [0, "warn", 0]
+
+
+class Event:
+    """Stands in for a CUDA event: each is recorded a second after the one before."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        Event.now += 1.0
+        self.at = Event.now
+
+    def elapsed_time(self, later: "Event") -> float:
+        return 1e3 * (later.at - self.at)
+
+
+def test_events_time_cuda(monkeypatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    calls = []
+    assert script("common").stopwatch(lambda: calls.append(1), 4, torch.device("cuda")) == pytest.approx(0.25)
+    assert len(calls) == 4
+    assert len(waited) == 2
+
+
+# --- the original's field ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [6, 16])
+@pytest.mark.parametrize("kind", ["OriginalField", "StackedField"])
+def test_fields_by_autograd_are_the_potentials_own(dim, kind) -> None:
+    original, problems = script("original"), script("problems")
+    problem = problems.Problem.make(problems.Size(dim, 3, 7), CPU, dtype=torch.float64)
+    field = getattr(original, kind)(problem.net, problem.w)
+    assert original.check_same_velocity(problem.net, field, problem.z0, tolerance=1e-12) < 1e-12
+    per_row = torch.linspace(0, 8, 7, dtype=torch.float64)
+    v = problem.net.gradient(problem.z0, problem.w, per_row)[0]
+    assert original.relative_difference(field(per_row, problem.z0), v) < 1e-12
+    span = torch.tensor(problems.HORIZON, dtype=torch.float64)
+    solve = lambda z0: torchdiffeq.odeint(field, z0, span, method="rk4", options={"step_size": 1.0})[-1]  # noqa: E731
+    theirs = problem.training(solve, list(field.parameters()))()
+    ours = problem.training(problem.solve(cflow.Solver("rk4", step_size=1.0, gradient="direct")))()
+    assert original.relative_difference(theirs[0], ours[0]) < 1e-12
+    norms = [torch.cat([g.flatten() for g in found[1:]]).norm() for found in (theirs, ours)]
+    assert norms[0].item() == pytest.approx(norms[1].item(), rel=1e-12)
+
+
+def test_another_field_is_refused() -> None:
+    original, problems = script("original"), script("problems")
+    problem = problems.Problem.make(small(), CPU)
+    field = original.StackedField(problem.net, problem.w)
+    with torch.no_grad():
+        field.a.add_(0.1)
+    with pytest.raises(RuntimeError, match="nothing is timed"):
+        original.check_same_velocity(problem.net, field, problem.z0)
+
+
+# --- solver_cost ---------------------------------------------------------------------------------------------
+
+TIMING = {"median", "low", "high", "rounds"}
+ROW = {
+    *("method", "gradient", "compiled", "dim", "num_flows", "batch", "threads", "device", "nfe", "steps"),
+    *("forward", "training", "step_seconds", "step_training_seconds", "training_step_in_euler_steps"),
+    *("error", "gradient_error", "held_bytes", "peak_bytes", "host_reads_a_step", "synchronisations_a_step"),
+}
+
+
+@pytest.fixture(scope="module")
+def document():
+    cost = script("solver_cost")
+    methods = ["euler", "rk4", "dopri5", "scipy_solver"]
+    return cost.run([small()], device=CPU, methods=methods, thread_counts=[1], rounds=1, budget=0)
+
+
+def test_solver_cost_document(document) -> None:
+    assert document["benchmark"] == "solver_cost"
+    assert {"cpu", "torch", "torchdiffeq", "cflow", "device", "date"} <= set(document["machine"])
+    rows = document["rows"]
+    assert all(set(row) == ROW for row in rows)
+    assert all(set(row["forward"]) == set(row["training"]) == TIMING for row in rows)
+    assert all(0 < row["training"]["low"] <= row["training"]["median"] <= row["training"]["high"] for row in rows)
+    found = {(row["method"], row["gradient"]): row for row in rows}
+    problems = script("problems")
+    expected = {(method, mode) for method in ("euler", "rk4", "dopri5") for mode in problems.modes(method)[0]}
+    assert expected <= set(found)
+    assert ("scipy_solver", "adjoint") in found
+    assert ("scipy_solver", "direct") not in found
+    assert "scipy_solver, direct" in document["skipped"]
+    assert ("euler step", "original") in found
+    rk4 = found["rk4", "direct"]
+    assert (rk4["nfe"], rk4["steps"]) == (32, 8)
+    assert rk4["error"] < found["euler", "direct"]["error"]
+    assert rk4["gradient_error"] < 1e-2 < found["euler", "adjoint"]["gradient_error"]
+    assert found["rk4", "adjoint"]["held_bytes"] < rk4["held_bytes"] / 3
+    assert rk4["step_seconds"] == pytest.approx(rk4["forward"]["median"] / 8)
+    assert all(row["peak_bytes"] is None and row["synchronisations_a_step"] is None for row in rows)
+    assert {graph["call"] for graph in document["graphs"]} == {"velocity", "rk4 step"}
+    assert all(graph["graph"] is None and set(graph["eager"]) == TIMING for graph in document["graphs"])
+
+
+def test_solver_cost_sweeps(document) -> None:
+    points = document["work_precision"]
+    assert all(set(p) == {"method", "setting", "nfe", "error", "seconds"} for p in points)
+    rk4 = sorted((p["nfe"], p["error"]) for p in points if p["method"] == "rk4")
+    assert len(rk4) == 5
+    assert rk4[0][1] > 10 * rk4[2][1]  # more evaluations, less error
+    gradients = document["gradient_precision"]
+    assert {(p["method"], p["gradient"]) for p in gradients} >= {("rk4", "direct"), ("dopri5", "adjoint")}
+
+
+def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
+    cost, common, precision = script("solver_cost"), script("common"), script("precision")
+    cost.show(document)
+    table = capsys.readouterr().out
+    assert "D=6 K=2 batch=5, 1 thread(s)" in table
+    for words in ("euler step, original", "rk4, direct", "skipped scipy_solver, direct", "no CUDA graph"):
+        assert words in table
+    common.write_json(tmp_path / "kept" / "cost.json", document | {"bad": float("nan")})
+    kept = json.loads((tmp_path / "kept" / "cost.json").read_text(encoding="utf-8"))
+    assert kept["bad"] is None
+    assert kept["rows"] == document["rows"]
+    plt = pytest.importorskip("matplotlib.pyplot")
+    precision.plot(kept, tmp_path / "cost.png")
+    picture = plt.imread(tmp_path / "cost.png")
+    assert picture.shape[0] > 300
+    assert len({tuple(c) for c in picture[::4, ::4, :3].reshape(-1, 3).round(1).tolist()}) > 10  # lines in colours
+    assert not plt.get_fignums()
+
+
+def test_compiled_field_is_skipped_with_a_reason_where_there_is_none(monkeypatch, capsys) -> None:
+    cost = script("solver_cost")
+    monkeypatch.setattr(cost, "can_compile", lambda: False)
+    for name in ("sweep", "gradient_sweep"):
+        monkeypatch.setattr(cost, name, lambda *args, **more: [])
+    document = cost.run([small()], device=CPU, methods=["euler"], thread_counts=[1], rounds=1, budget=0, compiled=True)
+    assert "skipped the compiled field" in capsys.readouterr().out
+    assert not any(row["compiled"] for row in document["rows"])
+
+
+def test_marks(capsys) -> None:
+    marks = script("marks")
+    found = marks.measure([marks.MAIN], rounds=1, budget=0.1)
+    marks.show(found)
+    table = capsys.readouterr().out
+    names = {mark.name for mark in found}
+    discrete = "discrete" in script("problems").modes("rk4")[0]
+    assert names == {name for name in {**marks.MUST, **marks.MAIN_MUST} if discrete or "discrete" not in name}
+    assert all(mark.size == "D64 K3 B128" and mark.value > 0 for mark in found)
+    assert "rk4 inference: × faster" in table
+    assert discrete or "skipped the marks for gradient='discrete'" in table
+    faster = marks.Mark("× faster", "", 2.0, 2.0, 2.0, must=1.5)
+    assert faster.reached
+    assert not marks.Mark("/", "", 2.0, 2.0, 2.0, must=1.5).reached
+
+
+def test_quick_mode_is_one_size() -> None:
+    cost = script("solver_cost")
+    args = cost.arguments(["--quick"])
+    assert args.quick
+    assert args.device == CPU
+    assert [str(size) for size in cost.QUICK] == ["D64 K3 B128"]
+    assert len(cost.FULL) == 27
+
+
+# --- against_peers -------------------------------------------------------------------------------------------
+
+
+def test_against_peers_compares_answers_before_it_times(capsys) -> None:
+    against = script("against_peers")
+    rows, skipped = against.compare(small(), "rk4", ["cflow", "torchdiffeq"], rounds=3, budget=0.2)
+    assert skipped == {}
+    names = [row["library"] for row in rows]
+    assert {"cflow, direct", against.BASE, "torchdiffeq odeint, stacked field"} <= set(names)
+    for row in rows:
+        assert row["nfe"] == 32
+        assert max(row["error"], row["gradient_error"], row["parameter_gradient_error"]) < 1e-4
+        assert set(row["forward"]) == set(row["training"]) == TIMING
+        assert row["cores_used"] < 1.5
+    base = next(row for row in rows if row["library"] == against.BASE)
+    assert base["faster_training"] == 1
+    against.show(rows)
+    assert "faster fwd + bwd" in capsys.readouterr().out
+
+
+def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
+    against, peers = script("against_peers"), script("peers")
+
+    def liar(problem, method):
+        one_step = lambda z: z + problem.net.gradient(z, problem.w, torch.tensor(0.0))[0]  # noqa: E731
+        yield peers.Peer("liar", problem.forward(one_step), problem.training(one_step), lambda: 1)
+
+    def missing(problem, method):
+        raise ModuleNotFoundError("No module named 'missing'")
+        yield
+
+    monkeypatch.setitem(peers.MAKERS, "liar", liar)
+    monkeypatch.setitem(peers.MAKERS, "missing", missing)
+    monkeypatch.setitem(peers.MAKERS, "empty", lambda problem, method: iter([]))
+    libraries = ["liar", "missing", "empty", "torchdiffeq"]
+    rows, skipped = against.compare(small(), "dopri5", libraries, rounds=1, budget=0)
+    assert "liar" not in [row["library"] for row in rows]
+    assert "another answer" in skipped["liar"]
+    assert "cflow-torch[bench]" in skipped["missing"]
+    assert skipped["empty"] == "has no dopri5"
+
+
+@pytest.mark.parametrize("library", ["torchdyn", "torchode", "zuko", "diffrax"])
+def test_other_libraries_give_the_same_answer(library) -> None:
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    rows, skipped = script("against_peers").compare(small(), "dopri5", [library], rounds=1, budget=0)
+    assert rows
+    assert not skipped
+
+
+# --- training_iteration, velocity ----------------------------------------------------------------------------
+
+
+def test_training_iteration_parts_add_up(capsys) -> None:
+    pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("sklearn")
+    training = script("training_iteration")
+    rows = training.measure("digits", CPU, schemes=("preset", "original"), rounds=2)
+    assert [row["scheme"] for row in rows] == ["preset", "original"]
+    for row in rows:
+        assert set(row["parts"]) == set(training.PARTS)
+        assert all(seconds > 0 for seconds in row["parts"].values())
+        assert row["whole"]["median"] == pytest.approx(sum(row["parts"].values()), rel=0.3)
+    training.show(rows)
+    assert "digits, original" in capsys.readouterr().out
+
+
+def test_velocity_runs(tmp_path, capsys) -> None:
+    script("velocity").main(["--rounds", "1", "--json", str(tmp_path / "velocity.json")])
+    assert "mlp, k per sample" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "velocity.json").read_text(encoding="utf-8"))["rows"]) == 4
