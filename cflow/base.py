@@ -175,7 +175,6 @@ def gradient(
     w: Tensor,
     t: Tensor,
     context: Tensor | None = None,
-    *,
     laplacian: bool = False,
     probe: Tensor | None = None,
 ) -> Derivatives:

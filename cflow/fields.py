@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from . import base
+from .compiled import Compiled
 from .errors import ArgumentError, ArgumentTypeError
 from .kernels import Drive, Kernel, Tensors, velocity
 from .segments import Stretch
@@ -119,6 +120,7 @@ class Field:
         like: a state of the rows.
         lasting: whether the potential is prepared once for all evaluations; False under the continuous adjoint, which
             differentiates every evaluation by itself.
+        compiled: compiled velocities, or None.
     """
 
     def __init__(
@@ -130,7 +132,9 @@ class Field:
         length: float,
         like: Tensor,
         lasting: bool,
+        compiled: CompiledField | None = None,
     ) -> None:
+        self.compiled = compiled
         self.net, self.asked, self.inputs, self.length, self.lasting = net, asked, inputs, length, lasting
         self.drive = Drive(inputs.weights, drive.flows, drive.row_times)
         self.dim, self.dtype = like.shape[1] - asked.log_density - asked.kinetic_energy, like.dtype
@@ -204,16 +208,28 @@ class Field:
         return torch.cat(columns, 1)
 
     def _velocity(self, kernel: Kernel | None, probe: Any, z: Tensor, time: Tensors) -> tuple[Tensor, Tensor | None]:
+        asked = self.asked.log_density
         if kernel is None:
-            w = cast(Tensor, self.drive.weights)
-            probe = self.asked.probe
-            return base.gradient(
-                self.net, z, w, time[0], self.inputs.context, laplacian=self.asked.log_density, probe=probe
-            )
-        if not self.asked.log_density:
-            return velocity(kernel, z, time), None
-        saved = kernel.linearize(z, time)
-        return kernel.velocity(saved), kernel.laplacian(saved, probe)
+            run = base.gradient if self.compiled is None else self.compiled.of_module
+            context, probe = self.inputs.context, self.asked.probe if asked else None
+            weights = cast(Tensor, self.drive.weights)
+            return cast(base.Derivatives, run(self.net, z, weights, time[0], context, asked, probe))
+        if self.compiled is not None:
+            return cast(base.Derivatives, self.compiled.of_kernel(kernel, z, time, asked, probe))
+        return (velocity(kernel, z, time), None) if not asked else closed_form(kernel, z, time, True, probe)
+
+
+def closed_form(kernel: Kernel, z: Tensor, time: Tensors, laplacian: bool, probe: Any) -> base.Derivatives:
+    """A kernel's velocity and, if asked for, its Laplacian, by differentiable operations."""
+    saved = kernel.linearize(z, time)
+    return kernel.velocity(saved), kernel.laplacian(saved, probe) if laplacian else None
+
+
+class CompiledField:
+    """The velocity of `PotentialFlow(…, compile=True)`: a kernel's, and that of a module without one."""
+
+    def __init__(self) -> None:
+        self.of_kernel, self.of_module = Compiled(closed_form), Compiled(base.gradient)
 
 
 class _Calls(nn.Module):

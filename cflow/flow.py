@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import base
 from .errors import ArgumentError, ArgumentTypeError
-from .fields import Divergence, Quantities, check_module, divergence_at, rademacher_like, velocity_at
+from .fields import CompiledField, Divergence, Quantities, check_module, divergence_at, rademacher_like, velocity_at
 from .problem import Problem, outside_inference_mode
 from .segments import Plan
 from .selection import Selecting, parse_selection
@@ -70,7 +70,10 @@ class PotentialFlow(nn.Module):
             attribute `num_flows`, or read from its first output.
         solver: a `Solver`, or the name of a method.
         divergence: "exact": the Laplacian (in closed form for cflow's potentials, else D second derivatives).
-            "hutchinson": one Rademacher probe, drawn from the global generator and held fixed for a solve.
+            "hutchinson": one Rademacher probe, drawn from the global generator and held fixed for a solve. It estimates
+            only what is expensive: of an MLPPotential one term, of other cflow potentials nothing.
+        compile: run the velocity of solves through `torch.compile`. The first solves then take seconds; where no
+            compiler works they warn and run uncompiled. Not differentiable twice.
 
     Raises:
         ArgumentError, ArgumentTypeError: bad arguments, here or in a call; they name the argument and the fix.
@@ -88,7 +91,12 @@ class PotentialFlow(nn.Module):
     """
 
     def __init__(
-        self, potential: nn.Module, *, solver: Solver | str = "dopri5", divergence: Divergence = "exact"
+        self,
+        potential: nn.Module,
+        *,
+        solver: Solver | str = "dopri5",
+        divergence: Divergence = "exact",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         check_module(potential)
@@ -97,6 +105,7 @@ class PotentialFlow(nn.Module):
         self.net = potential
         self.solver = as_solver(solver)
         self.divergence_estimator: Divergence = divergence
+        self.compiled = CompiledField() if compile else None
         num_flows = getattr(potential, "num_flows", None)
         self._num_flows = None if num_flows is None else base.positive_int("num_flows", num_flows)
 
@@ -173,6 +182,7 @@ class PotentialFlow(nn.Module):
                 Quantities(log_density, kinetic_energy, probe),
                 Plan.make(times, selection),
                 selection,
+                self.compiled,
             )
             times = times.to(z0.device).double()
             z, *integrals = problem.solve(z0, times, context)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .base import Derivatives, Potential, SumPotential, positive_int
+from .closed_forms import LinearKernel, RidgeKernel, TwoLayerKernel
 from .errors import ArgumentError, ArgumentTypeError
-from .kernels import Drive, LinearKernel, RidgeKernel, TwoLayerKernel
+from .kernels import Drive
 
 __all__ = ["MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"]
 

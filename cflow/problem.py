@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from . import base
 from .discrete import Replay
 from .errors import ArgumentError, IntegrationError
-from .fields import Field, Inputs, Quantities, Rows, check_potential
+from .fields import CompiledField, Field, Inputs, Quantities, Rows, check_potential
 from .integrate import Integrator, Step
 from .segments import Plan, Stretch
 from .selection import Selection
@@ -34,6 +34,7 @@ class Problem:
     asked: Quantities
     plan: Plan
     selection: Selection
+    compiled: CompiledField | None = None
 
     def __post_init__(self) -> None:
         self.integrator = Integrator(self.solver, self.plan.slack)
@@ -121,7 +122,7 @@ class _Call:
         lent = None if own else {f"net.{name}": p for name, p in zip(self.names, parameters, strict=True)}
         made = Inputs(weights, start, end, context, lent)
         net, length = self.problem.net, self.stretch.length
-        return Field(net, self.asked, self.rows.drive, made, length, y, lasting)
+        return Field(net, self.asked, self.rows.drive, made, length, y, lasting, self.problem.compiled)
 
     def run(self) -> Tensor:
         """States (L, R, C) at the landings."""

@@ -311,3 +311,27 @@ def test_float32_is_as_accurate_as_its_steps(method):
         flow = PotentialFlow(net, solver=Solver(method, rtol=1e-7, atol=1e-7, gradient=gradient))
         zs = flow.trajectory(z0.requires_grad_(), 0, [0.0, 3.0, 6.0])
         assert ((zs - exact).abs() / (1 + exact.abs())).max() <= 3e-6
+
+
+def test_requested_times_do_not_restart_an_adaptive_solve():
+    flow = PotentialFlow(Logistic(), solver=Solver("dopri5", rtol=1e-6, atol=1e-6))
+    z0 = torch.rand(20, 3)
+    few, many = flow.solve(z0, 0, [0.0, 6.0]), flow.solve(z0, 0, torch.linspace(0, 6, 61))
+    assert many.nfe <= 60 * 6 + 10  # a step a request; a restart at each would take 14 evaluations a request
+    assert many.steps <= 60 + few.steps
+    torch.testing.assert_close(many.z[-1], few.z[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "discrete", "adjoint"])
+def test_steps_that_end_on_requested_times_by_chance(gradient):
+    # torchdiffeq then stops looking out for the later ones, and would step across them
+    net = cflow.QuadraticPotential(0.1 * torch.eye(2)[None])
+    options = {"first_step": 1.0, "max_step": 1.0}
+    flow = PotentialFlow(net, solver=Solver("dopri5", rtol=1e-9, atol=1e-9, gradient=gradient, options=options))
+    times = torch.tensor([0.0, 1.0, 2.0, 2.25, 2.5, 2.75, 6.0, 6.1])
+    z0 = torch.randn(3, 2, requires_grad=True)
+    zs = flow.trajectory(z0, 0, times)
+    exact = z0 * (0.1 * times[:, None, None]).exp()
+    torch.testing.assert_close(zs, exact, rtol=1e-8, atol=1e-8)
+    grads = [torch.autograd.grad(x[3].sum(), z0, retain_graph=True)[0] for x in (zs, exact)]
+    torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-7)

@@ -1,0 +1,307 @@
+"""The closed forms of cflow's own potentials, each with its vector-Jacobian products and Laplacian.
+
+Shapes: R rows of the state, G flows in the stack, S stages, H hidden units, D dimensions. tanh(x) = 2σ(2x) − 1
+everywhere: on CPUs `torch.sigmoid` is several times faster than `torch.tanh`, and one `sigmoid_backward` gives
+g·σ(1 − σ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from .kernels import Drive, Kernel, Stages, Tensors
+
+
+class _Blocks(Kernel):
+    """First and last layer of a stack: one product over all flows for a mixture, one a block of rows otherwise."""
+
+    def __init__(self, drive: Drive) -> None:
+        self.blocks = drive.blocks
+
+    def first(self, z: Tensor, w: Tensor, b: Tensor | None, scale: float) -> Tensor:
+        """scale · (z Wᵀ + b), (G, R or R/G, H), for W (G, H, D) and b (G, 1, H) or None."""
+        flows, hidden, dim = w.shape
+        if self.blocks > 1:
+            bias, beta = (w, 0.0) if b is None else (b, scale)
+            bias = bias[:, :1, :1] if b is None else bias
+            return torch.baddbmm(bias, self.rows(z), w.mT, beta=beta, alpha=scale)
+        flat = w.reshape(-1, dim).mT
+        out = (
+            torch.addmm(flat[0], z, flat, beta=0, alpha=scale)
+            if b is None
+            else (torch.addmm(b.reshape(-1), z, flat, beta=scale, alpha=scale))
+        )
+        return out.view(-1, flows, hidden).transpose(0, 1)
+
+    def last(self, r: Tensor, w: Tensor) -> Tensor:
+        """Σ_g r_g W_g (R, D) for r (G, R or R/G, H)."""
+        flows, hidden, dim = w.shape
+        if self.blocks > 1:
+            return torch.bmm(r, w).view(-1, dim)
+        return r.transpose(0, 1).reshape(-1, flows * hidden) @ w.reshape(-1, dim)
+
+    def rowwise(self, x: Tensor) -> Tensor:
+        """An empty (G, R or R/G, H) that `last` takes without a copy."""
+        if self.blocks > 1:
+            return torch.empty_like(x)
+        flows, rows, hidden = x.shape
+        return x.new_empty(rows, flows, hidden).transpose(0, 1)
+
+    def rows(self, z: Tensor) -> Tensor:
+        """States (R, D) beside hidden layers (G, R or R/G, H)."""
+        return z.view(self.blocks, -1, z.shape[-1])
+
+    def first_gradient(self, stages: Stages, dr: Sequence[Tensor], r: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ drᵀ z + rᵀ λ and Σ dr, for dr (G, R or R/G, H) of each stage and r (G, S·R or S·R/G, H) of all."""
+        if self.blocks > 1:
+            z, cotangents = [self.rows(x) for x in stages.z], [self.rows(x) for x in stages.cotangents]
+            along = torch.cat(list(dr), 1)
+            return torch.bmm(torch.cat([along, r], 1).mT, torch.cat([*z, *cotangents], 1)), along.sum(1, keepdim=True)
+        along = torch.cat([*(x.transpose(0, 1).flatten(1) for x in dr), r.transpose(0, 1).flatten(1)])
+        product = along.mT @ torch.cat([stages.z.flatten(0, 1), *stages.cotangents])
+        shape = len(r), -1, stages.z.shape[-1]
+        return product.view(shape), along[: len(along) // 2].sum(0).view(len(r), 1, -1)
+
+
+class TwoLayerKernel(_Blocks):
+    r"""∇ Σ_k w_k a_k · tanh(W_{2k}(tanh(W_{1k} z + b_{1k}) + τ_k(t)) + b_{2k}).
+
+    With s₁ = σ(2a₁), s₂ = σ(2a₂) and c = 16 w a the pass backwards is q = c s₂(1 − s₂) (4 ∂U/∂a₂), p = W₂ᵀ q, and
+    r = p s₁(1 − s₁) = ∂U/∂a₁. Its tensors are W₁, b₁, W₂, c; and b₂ − W₂ 1 where τ differs from row to row. Its entry
+    of the times is b₂ + W₂(τ − 1), or else τ/2.
+    """
+
+    num_times, num_saved, num_all, num_made = 1, 5, 7, 4
+
+    def __init__(self, drive: Drive, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, a: Tensor, time: Any) -> None:
+        super().__init__(drive)
+        stack = drive.stack
+        self.time, self.row_times, self.drive = time, drive.row_times and time is not None, drive
+        self.w2, self.b2 = stack(w2), stack(b2)
+        self.tensors = (stack(w1), stack(b1), self.w2, drive.scale(16 * stack(a)))
+        if self.row_times:
+            self.tensors = (*self.tensors, self._bias(-torch.ones_like(self.b2)))
+
+    def _bias(self, shift: Tensor) -> Tensor:
+        return torch.baddbmm(self.b2, shift, self.w2.mT)
+
+    def embed(self, t: Tensor) -> Tensors:
+        if self.row_times:
+            return (0.5 * self.time(t, self.drive),)  # (n, G, R or R/G, H)
+        if self.time is None:
+            return (self._bias(-torch.ones_like(self.b2)).expand(len(t), *self.b2.shape),)
+        return (self._bias(self.time(t, self.drive) - 1).transpose(0, 1)[:, :, None],)  # (n, G, 1, H)
+
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        w1, b1, w2, c, *base = self.tensors
+        s1 = torch.sigmoid(self.first(z, w1, b1, 2))
+        x, bias = (s1 + time[0], base[0]) if base else (s1, time[0])
+        s2 = torch.sigmoid(torch.baddbmm(bias, x, w2.mT, beta=2, alpha=4))
+        q = _sigmoid_vjp(c, s2)
+        p = torch.bmm(q, w2)
+        return s1, x, s2, q, self._times_derivative(p, s1)
+
+    def linearize_all(self, z: Tensor, times: Tensors) -> Tensors:
+        """The same for S states at once, (G, S, R or R/G, H), with two factors that every pull-back needs."""
+        w1, b1, w2, c, *base = self.tensors
+        count, flows, hidden = z.shape[0], *w1.shape[:2]
+        if self.blocks > 1:
+            z = z.view(count, flows, -1, z.shape[-1]).transpose(0, 1)
+        s1 = torch.sigmoid_(self.first(z.reshape(-1, z.shape[-1]), w1, b1, 2)).reshape(flows, count, -1, hidden)
+        time = times[0].transpose(0, 1)  # (G, S, 1 or R or R/G, H)
+        x, bias = (s1 + time, base[0][:, None]) if base else (s1, time)
+        a2 = torch.bmm(x.flatten(1, 2), w2.mT).view(x.shape)
+        s2 = torch.sigmoid_(torch.add(2 * bias, a2, alpha=4))
+        q = _sigmoid_vjp(c[:, None], s2)
+        r = _sigmoid_vjp(torch.bmm(q.flatten(1, 2), w2).view(x.shape), s1)
+        return s1, x, s2, q, r, *self._curvatures(s1, s2, q, r)
+
+    def stage(self, saved: Tensors, i: int) -> Tensors:
+        return tuple(x[:, i] for x in saved)
+
+    def stacked(self, saved: Tensors) -> Tensors:
+        return tuple(x[:, None] for x in saved)
+
+    def velocity(self, saved: Tensors) -> Tensor:
+        return self.last(saved[4], self.tensors[0])
+
+    def _times_derivative(self, p: Tensor, s: Tensor) -> Tensor:
+        """p s (1 − s) in the layout of `last`."""
+        if torch.is_grad_enabled():
+            return _sigmoid_vjp(p, s)
+        return cast(Tensor, torch.ops.aten.sigmoid_backward.grad_input(p, s, grad_input=self.rowwise(p)))
+
+    @staticmethod
+    def _curvatures(s1: Tensor, s2: Tensor, q: Tensor, r: Tensor) -> Tensors:
+        """The factors of tanh'' = −2 tanh tanh': q and r/4 times −2 tanh."""
+        return q * torch.rsub(s2, 2, alpha=4), r * torch.rsub(s1, 0.5)
+
+    def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
+        s1, _, s2, q, r, *curved = saved
+        w1, _, w2 = self.tensors[:3]
+        curved2, curved1 = curved or self._curvatures(s1, s2, q, r)
+        a1 = self.first(cotangent, w1, None, 4)  # 4 times the derivative of a₁ along λ
+        h1 = _sigmoid_vjp(a1, s1)  # that of tanh(a₁)
+        a2 = torch.bmm(h1, w2.mT)
+        dq = curved2 * a2
+        dr = self._times_derivative(torch.bmm(dq, w2), s1).addcmul_(curved1, a1)
+        return self.last(dr, w1), (h1, a2, dq, dr)
+
+    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+        _, _, w2, c, *base = self.tensors
+        _, x, s2, q, r = (part.flatten(1, 2) for part in stages.saved[:5])  # (G, S·R or S·R/G, H)
+        h1, a2, dq = (torch.cat([made[i] for made in stages.made], 1) for i in range(3))
+        shape = len(dq), len(stages.made), -1, dq.shape[-1]
+        along_w1, along_b1 = self.first_gradient(stages, [made[3] for made in stages.made], r)
+        along_w2 = torch.baddbmm(torch.bmm(q.mT, h1), dq.mT, x, beta=0.25, alpha=0.5)
+        along_c = (0.25 * _sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
+        grads = along_w1, along_b1, along_w2, along_c
+        if base:
+            times = 0.5 * torch.bmm(dq, w2).view(shape)
+            return (*grads, 0.25 * dq.sum(1, keepdim=True)), (times.transpose(0, 1),)
+        return grads, (0.25 * dq.view(shape).sum(2, keepdim=True).transpose(0, 1),)
+
+    def laplacian(self, saved: Tensors, probe: Tensor | None) -> Tensor:
+        """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
+        s1, _, s2, q, r = saved
+        w1, _, w2 = self.tensors[:3]
+        first = (r * torch.rsub(s1, 2, alpha=4) * w1.square().sum(-1)[:, None]).sum(-1)
+        d1 = 4 * s1 * (1 - s1)
+        if probe is None:
+            jacobian = (w2[:, None] * d1[:, :, None]) @ w1[:, None]  # (G, R or R/G, H, D)
+            norms = jacobian.square().sum(-1)
+        else:
+            norms = torch.bmm(d1 * probe, w2.mT).square()
+        second = (q * torch.rsub(s2, 0.5) * norms).sum(-1)
+        return self._rows_sum(first + second)
+
+    def _rows_sum(self, x: Tensor) -> Tensor:
+        """(G, R or R/G) -> (R,)."""
+        return x.reshape(-1) if self.blocks > 1 else x.sum(0)
+
+    def prepare_probe(self, probe: Tensor) -> Tensor | None:
+        return self.first(probe, self.tensors[0], None, 1)
+
+
+class RidgeKernel(_Blocks):
+    r"""∇ Σ_k w_k Σ_j a_{kj}(t) log cosh(w_{kj}·z + b_{kj}(t)): tensors W and the weights, times a and b."""
+
+    num_times, num_saved, num_all, num_made = 2, 3, 3, 2
+
+    def __init__(self, drive: Drive, w: Tensor, b: Tensor, a: Tensor, time: Any) -> None:
+        super().__init__(drive)
+        self.time, self.drive, self.row_times = time, drive, drive.row_times and time is not None
+        self.a, self.b = drive.stack(a), drive.stack(b)
+        self.tensors = (drive.stack(w), drive.scale(torch.ones_like(self.a[:, :, :1])))
+
+    def embed(self, t: Tensor) -> Tensors:
+        if self.time is None:
+            return self.a.expand(len(t), *self.a.shape), self.b.expand(len(t), *self.b.shape)
+        da, db = self.time(t, self.drive)  # (n, G, 1, H), or (n, G, R or R/G, H)
+        return self.a + da, self.b + db
+
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        w, weights = self.tensors
+        a, b = time
+        s = torch.sigmoid(2 * (self.first(z, w, None, 1) + b) if self.row_times else self.first(z, w, b, 2))
+        c = weights * a
+        if torch.is_grad_enabled():
+            return s, c * (2 * s - 1), a
+        return s, torch.addcmul(-c, c, s, value=2, out=self.rowwise(s)), a
+
+    def velocity(self, saved: Tensors) -> Tensor:
+        return self.last(saved[1], self.tensors[0])
+
+    def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
+        s, _, a = saved
+        w, weights = self.tensors
+        x = self.first(cotangent, w, None, 1)
+        dr = _sigmoid_vjp(4 * weights * a * x, s)
+        return self.last(dr, w), (x, dr)
+
+    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+        _, weights = self.tensors
+        s, r, a = (part.transpose(0, 1) for part in stages.saved)  # (G, S, R or R/G or 1, H)
+        x, dr = (torch.stack([made[i] for made in stages.made], 1) for i in range(2))
+        hx = (2 * s - 1) * x
+        along_w, _ = self.first_gradient(stages, [made[1] for made in stages.made], r.flatten(1, 2))
+        along_weights = (a * hx).sum((1, 3)) if weights.shape[1] > 1 else (a * hx).sum((1, 2, 3))
+        along_a, along_b = weights[:, None] * hx, dr
+        if not self.row_times:
+            along_a, along_b = along_a.sum(2, keepdim=True), along_b.sum(2, keepdim=True)
+        return (along_w, along_weights.view(weights.shape)), (along_a.transpose(0, 1), along_b.transpose(0, 1))
+
+    def laplacian(self, saved: Tensors, probe: Tensor | None) -> Tensor:
+        """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
+        s, _, a = saved
+        w, weights = self.tensors
+        terms = _sigmoid_vjp(4 * weights * a * w.square().sum(-1)[:, None], s).sum(-1)
+        return terms.reshape(-1) if self.blocks > 1 else terms.sum(0)
+
+
+class LinearKernel(_Blocks):
+    r"""∇ Σ_k w_k (½ zᵀ A_k z + b_k·z) = Σ_k w_k (z S_k + b_k) for symmetric S_k: tensors S, b and the weights."""
+
+    num_times, num_saved, num_all, num_made = 0, 1, 1, 0
+
+    def __init__(self, drive: Drive, symmetric: Tensor, shift: Tensor) -> None:
+        super().__init__(drive)
+        s, b, w = drive.stack(symmetric), drive.stack(shift), drive.weights
+        if w is not None and w.ndim == 1:
+            s, b, w = torch.tensordot(w, s, 1)[None], torch.tensordot(w, b, 1)[None], None
+        self.tensors = (s, b) if w is None else (s, b, w)
+
+    def embed(self, t: Tensor) -> Tensors:
+        return ()
+
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        return (z,)
+
+    def velocity(self, saved: Tensors) -> Tensor:
+        s, b, *w = self.tensors
+        if w:
+            return self._mix(saved[0], s, w[0]) + w[0] @ b[:, 0]
+        return torch.baddbmm(b, self.rows(saved[0]), s).view(-1, s.shape[-1])
+
+    def _mix(self, z: Tensor, s: Tensor, w: Tensor) -> Tensor:
+        """Σ_k w_k z S_k."""
+        return _weighted(z, w) @ s.reshape(-1, s.shape[-1])
+
+    def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
+        s, _, *w = self.tensors
+        if w:
+            return self._mix(cotangent, s.mT, w[0]), ()
+        return torch.bmm(self.rows(cotangent), s.mT).view(-1, s.shape[-1]), ()
+
+    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+        s, b, *w = self.tensors
+        if not w:
+            z = torch.cat([self.rows(x) for x in stages.z], 1)
+            cotangent = torch.cat([self.rows(x) for x in stages.cotangents], 1)
+            return (torch.bmm(z.mT, cotangent), cotangent.sum(1, keepdim=True)), ()
+        z, cotangent = stages.z.flatten(0, 1), torch.cat(list(stages.cotangents))
+        weights = w[0].repeat(len(stages.z), 1)
+        along_s = (_weighted(z, weights).mT @ cotangent).view(s.shape)
+        each = torch.einsum("rd,kde,re->rk", z, s, cotangent) + cotangent @ b[:, 0].mT
+        return (along_s, (weights.mT @ cotangent)[:, None], each.view(-1, *w[0].shape).sum(0)), ()
+
+    def laplacian(self, saved: Tensors, probe: Tensor | None) -> Tensor:
+        """tr S."""
+        s, _, *w = self.tensors
+        trace = s.diagonal(dim1=-2, dim2=-1).sum(-1)
+        rows = len(saved[0])
+        return w[0] @ trace if w else trace.repeat_interleave(rows // len(s))
+
+
+def _weighted(z: Tensor, w: Tensor) -> Tensor:
+    """w_k z side by side, (R, K·D)."""
+    return (w[..., None] * z[:, None]).flatten(1)
+
+
+def _sigmoid_vjp(g: Tensor, s: Tensor) -> Tensor:
+    """g · s (1 − s) for s = σ(x). Broadcasts."""
+    return cast(Tensor, torch.ops.aten.sigmoid_backward(g, s))

@@ -1,0 +1,88 @@
+"""PotentialFlow(…, compile=True): the same answers, in every gradient mode; eager where nothing compiles."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import cflow
+from cflow import PotentialFlow, Solver
+
+B, D, K = 6, 4, 2
+SOLVERS = [
+    Solver("rk4", step_size=0.5, gradient="discrete"),
+    Solver("rk4", step_size=0.5, gradient="direct"),
+    Solver("dopri5", gradient="adjoint"),
+]
+
+
+class Users(nn.Module):
+    num_flows = K
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, K))
+
+    def forward(self, z, t):
+        return self.layers(z) * torch.cos(t)[:, None]
+
+
+def solve(flow, k, log_density):
+    torch.manual_seed(0)
+    z0 = torch.randn(B, D, requires_grad=True)
+    path = flow.solve(z0, k, (0.0, 1.5), log_density=log_density)
+    outputs = [path.z[-1]] + ([path.log_density_change[-1]] if log_density else [])
+    loss = sum((x * torch.arange(1.0, x.numel() + 1).view(x.shape)).sum() for x in outputs)
+    grads = [torch.autograd.grad(loss, [z0, *flow.parameters()], retain_graph=True, allow_unused=True) for _ in "12"]
+    with torch.no_grad():
+        return outputs, grads, flow(z0, k, (0.0, 1.5))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("make", [lambda: cflow.MLPPotential(D, K), Users], ids=["mlp", "user's"])
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.gradient)
+def test_compiled_is_eager(make, solver):
+    net = make()
+    compiled, eager = PotentialFlow(net, solver=solver, compile=True), PotentialFlow(net, solver=solver)
+    for log_density in (False, True):
+        for k in (1, torch.tensor([0, 1, 1, 0, 1, 1])):
+            found, wanted = solve(compiled, k, log_density), solve(eager, k, log_density)
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+    assert compiled.compiled.of_kernel.is_compiled or compiled.compiled.of_module.is_compiled
+    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        torch.testing.assert_close(solve(other, 0, False), solve(eager, 0, False), rtol=1e-3, atol=1e-4)
+
+
+def test_without_a_compiler_it_warns_once_and_runs(monkeypatch):
+    def broken(function):
+        def run(*args):
+            raise RuntimeError("no C++ compiler found\nand a long story")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    net = cflow.MLPPotential(D, K)
+    flow, z0 = PotentialFlow(net, solver="dopri5", compile=True), torch.randn(B, D)
+    with pytest.warns(UserWarning, match=r"compile: .*no C\+\+ compiler found\); it runs uncompiled") as seen:
+        z1 = flow(z0, 1, (0.0, 1.0))
+    assert len(seen) == 1
+    flow(z0, 1, (0.0, 2.0))  # a second warning would be an error
+    torch.testing.assert_close(z1, PotentialFlow(net, solver="dopri5")(z0, 1, (0.0, 1.0)))
+
+
+def test_errors_of_the_potential_itself_come_through(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+
+    class Broken(Users):
+        def forward(self, z, t):
+            if z.shape[0] == B and torch.is_grad_enabled() and not z.requires_grad:
+                raise KeyError("mine")
+            return super().forward(z, t)
+
+    flow = PotentialFlow(Broken(), solver=Solver("rk4", step_size=1.0), compile=True)
+    flow.net.forward = lambda z, t: {}["mine"]
+    with pytest.raises(KeyError, match="mine"):
+        flow(torch.randn(B, D), 1, (0.0, 1.0))
