@@ -28,10 +28,10 @@ class Potential(nn.Module):
         dim: latent dimensions D.
         num_flows: number of flows K.
         time_dependent: whether u depends on t.
-        has_kernel: whether `kernel` gives one.
+        has_kernel: whether `kernel` gives the closed form of this very u.
     """
 
-    has_kernel: bool = False
+    _closed_form: bool = False
     dim: int
     num_flows: int
     time_dependent: bool = True
@@ -41,6 +41,17 @@ class Potential(nn.Module):
         self.dim = positive_int("dim", dim)
         self.num_flows = positive_int("num_flows", num_flows)
         self.time_dependent = bool(time_dependent)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kernel" in vars(cls):
+            cls._closed_form = True
+        elif {"forward", "gradient"} & set(vars(cls)):  # another u than that of the inherited closed form
+            cls._closed_form = False
+
+    @property
+    def has_kernel(self) -> bool:
+        return self._closed_form
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
         """Return ∇_z Σ_k w_k u_k(z, t) and, if asked, the Laplacian of the same sum.
@@ -102,7 +113,10 @@ class SumPotential(Potential):
             raise ArgumentError(f"terms: expected one (dim, num_flows) for all terms, got {sizes}")
         super().__init__(*sizes[0], any(getattr(term, "time_dependent", True) for term in flat))
         self.terms: nn.ModuleList = nn.ModuleList(flat)
-        self.has_kernel = all(map(has_kernel, flat))
+
+    @property
+    def has_kernel(self) -> bool:
+        return all(map(has_kernel, self.terms))
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Return Σ of the terms' u_k(z, t), shape (B, K)."""

@@ -53,7 +53,6 @@ class MLPPotential(Potential):
         super().__init__(dim, num_flows, time_dependent)
         hidden = self.hidden = dim if hidden is None else positive_int("hidden", hidden)
         self.output_tanh = bool(output_tanh)
-        self.has_kernel = not self.output_tanh
         self.w1 = _uniform(num_flows * hidden, dim, fan_in=dim)  # rows of flow 0, then of flow 1, …
         self.b1 = _uniform(num_flows * hidden, fan_in=dim)
         self.w2 = _uniform(num_flows, hidden, hidden, fan_in=hidden)
@@ -70,6 +69,10 @@ class MLPPotential(Potential):
         out = (torch.tanh(torch.baddbmm(self.b2, h1, self.w2.mT)) * self.a).sum(-1).mT
         return out if self.b is None else torch.tanh(out + self.b)
 
+    @property
+    def has_kernel(self) -> bool:
+        return super().has_kernel and not self.output_tanh
+
     def kernel(self, drive: Drive) -> TwoLayerKernel:
         """See `Potential.kernel`; under `output_tanh` that of the argument of the last tanh."""
         w1 = self.w1.view(self.num_flows, self.hidden, -1)
@@ -78,7 +81,7 @@ class MLPPotential(Potential):
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
         """See `Potential.gradient`. The Laplacian costs K·H²·D multiplications a sample."""
-        if not self.output_tanh:
+        if not self.output_tanh or not self._closed_form:
             return super().gradient(z, w, t, laplacian=laplacian)
         # u = tanh(g): ∇u = (1 − u²) ∇g, Δu = (1 − u²) (Δg − 2 u ‖∇g‖²)
         u = self(z, t)
@@ -109,8 +112,6 @@ class RidgePotential(Potential):
         >>> grad.shape, lap.shape
         (torch.Size([3, 2]), torch.Size([3]))
     """
-
-    has_kernel = True
 
     def __init__(self, dim: int, num_flows: int = 1, *, hidden: int = 128, time_dependent: bool = True) -> None:
         super().__init__(dim, num_flows, time_dependent)
@@ -172,8 +173,6 @@ class QuadraticPotential(Potential):
         >>> u.gradient(torch.ones(1, 2), torch.ones(1), torch.tensor(0.0))[0].tolist()
         [[-1.0, -1.0]]
     """
-
-    has_kernel = True
 
     def __init__(self, matrix: Tensor, shift: Tensor | None = None) -> None:
         matrix = torch.as_tensor(matrix)

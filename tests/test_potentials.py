@@ -104,3 +104,28 @@ def test_far_ridges_do_not_overflow():
 def test_errors(make, word):
     with pytest.raises((cflow.ArgumentError, cflow.ArgumentTypeError), match=f"^{word}: "):
         make()
+
+
+class Doubled(cflow.MLPPotential):
+    def forward(self, z, t):
+        return 2 * super().forward(z, t)
+
+
+class Turned(cflow.QuadraticPotential):
+    def gradient(self, z, w, t, *, laplacian=False):
+        v, lap = super().gradient(z, w, t, laplacian=laplacian)
+        return -v, None if lap is None else -lap
+
+
+@pytest.mark.parametrize("output_tanh", [False, True])
+def test_a_subclass_with_another_u_does_not_inherit_the_closed_form(output_tanh):
+    net = Doubled(3, 2, output_tanh=output_tanh)
+    plain = cflow.MLPPotential(3, 2, output_tanh=output_tanh)
+    plain.load_state_dict(net.state_dict())
+    z, k = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    for call in ("velocity", "divergence"):
+        found, once = (getattr(cflow.PotentialFlow(u), call)(z, k, 0.5) for u in (net, plain))
+        torch.testing.assert_close(found, 2 * once)
+    quadratic = Turned(torch.randn(2, 3, 3))
+    exact = cflow.PotentialFlow(cflow.QuadraticPotential(-quadratic.matrix.detach())).velocity(z, k, 0.5)
+    torch.testing.assert_close(cflow.PotentialFlow(quadratic).velocity(z, k, 0.5), exact)
