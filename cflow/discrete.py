@@ -56,10 +56,9 @@ class Replay:
             along_y, carried = self.step(n, steps[n], along_y, carried)
         return along_y, self.step.finish()
 
-    def clock(self, steps: Sequence[Step]) -> Tensor:
+    def clock(self, steps: Sequence[Step]) -> list[float]:
         """Points of the clock at all stages of some steps."""
-        points = [x.start + c * x.size for x in steps for c in self.table.c[: self.stages]]
-        return torch.tensor(points, dtype=torch.float64, device=self.field.inputs.start.device)
+        return [x.start + c * x.size for x in steps for c in self.table.c[: self.stages]]
 
 
 class _RecordedSteps:

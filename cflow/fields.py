@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -138,15 +138,17 @@ class Field:
         self.net, self.asked, self.inputs, self.length, self.lasting = net, asked, inputs, length, lasting
         self.drive = Drive(inputs.weights, drive.flows, drive.row_times)
         self.dim, self.dtype = like.shape[1] - asked.log_density - asked.kinetic_energy, like.dtype
+        shared = inputs.start.ndim == 0 and not (inputs.start.requires_grad or inputs.end.requires_grad)
+        self._ends = (float(inputs.start), float(inputs.end)) if shared else None
         self.rate = self._rate()
         self.kernel, self.probe = self.patched(self._prepare)
         self._expected: Iterator[Tensors] = iter(())
 
     def _rate(self) -> Tensor | float:
         """dt/ds: a number where all rows run with the solver's clock, else () or (R, 1)."""
+        if self._ends is not None:
+            return -1.0 if self._ends[1] < self._ends[0] else 1.0
         span = self.inputs.end.double() - self.inputs.start.double()
-        if span.ndim == 0 and not span.requires_grad:
-            return -1.0 if bool(span < 0) else 1.0
         rate = (span / self.length).to(self.dtype)
         return rate[:, None] if rate.ndim else rate
 
@@ -160,18 +162,23 @@ class Field:
             return function()
         return cast(Result, torch.func.functional_call(_Calls(self.net), self.inputs.parameters, (function,)))
 
-    def times(self, s: Tensor) -> Tensors:
-        """What evaluations at points s (n,) of the clock read of them: tensors (n, …)."""
-        part = (s.double() / self.length).clamp(0, 1)
-        start, end = self.inputs.start.double(), self.inputs.end.double()
-        t = torch.lerp(start, end, part if start.ndim == 0 else part[:, None]).to(self.dtype)
-        return (t,) if self.kernel is None else self.kernel.embed(t)
+    def times(self, s: Sequence[float] | Tensor) -> Tensors:
+        """What evaluations at n points of the clock read of them: tensors (n, …)."""
+        device = self.inputs.start.device
+        if self._ends is not None and not isinstance(s, Tensor):
+            between = [_between(*self._ends, x / self.length) for x in s]
+            t = torch.tensor(between, dtype=self.dtype, device=device)
+        else:
+            part = (torch.as_tensor(s, dtype=torch.float64, device=device) / self.length).clamp(0, 1)
+            begin, stop = self.inputs.start.double(), self.inputs.end.double()
+            t = torch.lerp(begin, stop, part if begin.ndim == 0 else part[:, None])
+        return (t.to(self.dtype),) if self.kernel is None else self.kernel.embed(t.to(self.dtype))
 
     def expect(self, s: list[float]) -> None:
         """Prepare the times of the next evaluations, in this order, in one batch."""
         if self.kernel is None or not self.kernel.num_times or (torch.is_grad_enabled() and not self.lasting):
             return
-        made = self.times(torch.tensor(s, dtype=torch.float64, device=self.inputs.start.device))
+        made = self.times(s)
         self._expected = zip(*(x.unbind(0) for x in made), strict=True)
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
@@ -230,6 +237,13 @@ class CompiledField:
 
     def __init__(self) -> None:
         self.of_kernel, self.of_module = Compiled(closed_form), Compiled(base.gradient)
+
+
+def _between(start: float, end: float, part: float) -> float:
+    """start + (end − start) · part, never outside by rounding."""
+    if part < 0.5:
+        return start + (end - start) * max(part, 0.0)
+    return end - (end - start) * (1 - min(part, 1.0))
 
 
 class _Calls(nn.Module):
