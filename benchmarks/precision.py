@@ -15,12 +15,11 @@ from problems import HORIZON, Problem, modes, solver
 from torch import Tensor
 
 import cflow
+from cflow import plots
 
 ROWS = 32  # rows whose error is taken: the reference in float64 would take minutes for the largest batch
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.25)
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")  # Okabe and Ito
-MARKERS = "osD^vP*X"
 
 
 @dataclass(frozen=True)
@@ -91,25 +90,27 @@ def _settings(method: str) -> Sequence[float]:
 
 def plot(document: Mapping[str, Any], path: Path) -> None:
     """Draw the points of a `solver_cost` document: error against evaluations and time, gradients against time."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
-
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    axes = figure.subplots(1, 3)
     points, gradients = document["work_precision"], document["gradient_precision"]
     for x, label, ax in (("nfe", "velocity evaluations", axes[0]), ("seconds", "inference, seconds", axes[1])):
-        _lines(ax, points, ("method",), x, "error")
-        ax.set(xlabel=label, ylabel="largest error of z(8)")
-    _lines(axes[2], gradients, ("method", "gradient"), "seconds", "gradient_error")
-    axes[2].set(xlabel="forward + backward, seconds", ylabel="relative error of ∂loss/∂z(0)")
-    for ax in axes:
-        ax.set(xscale="log", yscale="log")
-        ax.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels would run into each other
-        ax.grid(alpha=0.3, which="major")
-    axes[0].legend(fontsize=8, title="inference")
-    axes[2].legend(fontsize=8, title="training")
+        plots.work_precision(points, x=x, xlabel=label, ylabel="largest error of z(8)", ax=ax)
+    plots.work_precision(
+        gradients,
+        x="seconds",
+        y="gradient_error",
+        by=("method", "gradient"),
+        xlabel="forward + backward, seconds",
+        ylabel="relative error of ∂loss/∂z(0)",
+        ax=axes[2],
+    )
+    for ax, title in zip(axes, ("inference", None, "training"), strict=True):
+        if title is None:  # the same methods as beside it
+            ax.get_legend().remove()
+        else:
+            ax.get_legend().set_title(title)
     where = document["machine"]
     figure.suptitle(
         f"{document['work_precision_size']}, float32, t = 0 .. 8, {document['work_precision_threads']} thread(s), "
@@ -118,15 +119,4 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
     print(f"wrote {path}")
-
-
-def _lines(ax: Any, points: Sequence[Mapping[str, Any]], keys: Sequence[str], x: str, y: str) -> None:
-    """One labelled line for each value of the keys; colour, marker and dash differ together."""
-    names = list(dict.fromkeys(tuple(str(p[key]) for key in keys) for p in points))
-    for i, name in enumerate(names):
-        line = sorted((p[x], p[y]) for p in points if tuple(str(p[key]) for key in keys) == name)
-        style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
-        dash = ("-", "--", ":")[i // len(COLOURS) % 3]
-        ax.plot(*zip(*line, strict=True), linestyle=dash, label=", ".join(name), **style)

@@ -38,7 +38,9 @@ class Compiled:
         if self._compiled is None:
             self._compiled = torch.compile(self.function)
         try:
-            with torch._functorch.config.patch(donated_buffer=False):
+            with torch._functorch.config.patch(donated_buffer=False), warnings.catch_warnings():
+                # the compiler looks at .grad of everything it sees, and under "error" would stumble over the warning
+                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
                 return self._compiled(*args)
         except Exception as error:
             result = self.function(*args)  # an error of the function itself comes again here

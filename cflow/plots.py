@@ -15,12 +15,22 @@ import torch
 
 from .errors import ArgumentError
 from .plots2d import density, potential_surface, trajectories, velocity_field
+from .plots_curves import training_curves, work_precision
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["density", "potential_surface", "trajectories", "traversal_gif", "traversal_grid", "velocity_field"]
+__all__ = [
+    "density",
+    "potential_surface",
+    "training_curves",
+    "trajectories",
+    "traversal_gif",
+    "traversal_grid",
+    "velocity_field",
+    "work_precision",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -229,7 +239,9 @@ def _stack(pictures: Sequence[Any]) -> Any:
     from PIL import Image
 
     width, height = pictures[0].size
-    stacked = Image.new("RGB", (width, height * len(pictures)))
+    stacked = Image.new("RGB", (width, height * (len(pictures) + 1)), TRUE_COLOUR)
     for index, picture in enumerate(pictures):
         stacked.paste(picture, (0, height * index))
+    # Thin letters have too few pixels to be given colours of their own.
+    stacked.paste(GENERATED_COLOUR, (0, height * len(pictures), width // 2, stacked.height))
     return stacked

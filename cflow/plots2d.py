@@ -64,7 +64,7 @@ def potential_surface(
     _check_flow(flow)
     x, y, z = _grid(extent, num, like=_example(flow))
     u = _height(flow, z, k, t).reshape(x.shape)
-    ax = _axes(ax, projection="3d")
+    ax = new_axes(ax, projection="3d")
     if ax.name != "3d":
         filled = ax.contourf(_array(x), _array(y), _array(u), levels=15, cmap=COLOUR_MAP)
         _colour_bar(ax, filled, "u(z, t)")
@@ -72,11 +72,11 @@ def potential_surface(
             trajectories(paths, groups=[1] * _states(paths).shape[1], legend=False, ax=ax)
         return _finish(ax, extent)
     surface: Any = ax
-    alpha = 0.75 if paths is not None else 1.0
     surface.plot_surface(
-        _array(x), _array(y), _array(u), cmap=COLOUR_MAP, alpha=alpha, lw=0, antialiased=False, rcount=num, ccount=num
+        _array(x), _array(y), _array(u), cmap=COLOUR_MAP, lw=0, antialiased=False, rcount=num, ccount=num
     )
     if paths is not None:
+        surface.computed_zorder = False  # else a whole path may vanish behind the whole surface
         states = _states(paths)
         lift = 0.01 * float(u.max() - u.min())
         heights = _height(flow, states.flatten(0, 1), k, t).reshape(states.shape[:2]) + lift
@@ -123,7 +123,7 @@ def velocity_field(
     _, _, z = _grid(extent, num, like=_example(flow))
     with torch.no_grad():
         v = flow.velocity(z, k, t)
-    ax = _axes(ax)
+    ax = new_axes(ax)
     arrows = ax.quiver(
         *(_array(part) for part in (z[:, 0], z[:, 1], v[:, 0], v[:, 1], v.norm(dim=1))),
         cmap=COLOUR_MAP,
@@ -172,14 +172,14 @@ def trajectories(
     present = sorted({int(g) for g in each})
     if names is not None and present and not 0 <= present[0] <= present[-1] < len(names):
         raise ArgumentError(f"names: expected a name for each of the groups {present}, got {len(names)} names")
-    ax = _axes(ax)
+    ax = new_axes(ax)
     for group in present:
         mine = _array(z[:, (each == group).to(z.device)])
         colour = GROUP_COLOURS[group % len(GROUP_COLOURS)]
         lines = ax.plot(mine[..., 0], mine[..., 1], color=colour, lw=1.3, label="_path")
         ax.plot(mine[0, :, 0], mine[0, :, 1], "o", color=colour, mfc="white", ms=4, label="_start")
         ax.plot(mine[-1, :, 0], mine[-1, :, 1], "o", color=colour, ms=4, label="_end")
-        lines[0].set_label(names[group] if names is not None else f"flow {group}")
+        lines[0].set_label(names[group] if names is not None else "paths" if groups is None else f"flow {group}")
     if legend and groups is not None and present:
         ax.legend(fontsize="small")
     return _finish(ax, None)
@@ -220,7 +220,7 @@ def density(
     x, y, z = _grid(extent, num, like=_example(distribution))
     with torch.no_grad():
         p = distribution.log_prob(z).exp().reshape(x.shape)
-    ax = _axes(ax)
+    ax = new_axes(ax)
     mesh = ax.pcolormesh(_array(x), _array(y), _array(p), cmap=COLOUR_MAP, shading="gouraud", vmin=0.0, rasterized=True)
     _colour_bar(ax, mesh, "p(z)")
     return _finish(ax, extent)
@@ -244,7 +244,8 @@ def _height(flow: PotentialFlow, z: Tensor, k: Selecting, t: float) -> Tensor:
 def _example(source: PotentialFlow | Distribution) -> Tensor:
     """A tensor of the dtype and on the device in which `source` computes."""
     if isinstance(source, PotentialFlow):
-        return next((p for p in source.parameters() if p.is_floating_point()), torch.empty(0))
+        held = (x for group in (source.parameters(), source.buffers()) for x in group)
+        return next((x for x in held if x.is_floating_point()), torch.empty(0))
     base: Any = source
     while hasattr(base, "base_dist"):
         base = base.base_dist
@@ -285,7 +286,7 @@ def _array(x: Tensor) -> Any:
     return x.detach().cpu().double().numpy()
 
 
-def _axes(ax: Axes | None, projection: str | None = None) -> Axes:
+def new_axes(ax: Axes | None, projection: str | None = None) -> Axes:
     if ax is not None:
         return ax
     from matplotlib.figure import Figure

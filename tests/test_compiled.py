@@ -41,7 +41,6 @@ def solve(flow, k, log_density):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("make", [lambda: cflow.MLPPotential(D, K), Users], ids=["mlp", "user's"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.gradient)
 def test_compiled_is_eager(make, solver):

@@ -73,6 +73,16 @@ def test_gif_has_one_frame_a_time(tmp_path, examples) -> None:
         assert np.abs(block - first).mean() < 0.1  # 255 colours for the whole animation
 
 
+def test_gif_labels_keep_their_colours_among_images_of_others(tmp_path) -> None:
+    red = torch.zeros(2, 5, 3, 20, 20)
+    red[:, :, 0] = torch.rand(2, 5, 20, 20, generator=torch.Generator().manual_seed(0))
+    with Image.open(plots.traversal_gif(tmp_path / "a.gif", red, red, NAMES)) as gif:
+        head = np.asarray(gif.convert("RGB"), dtype=float)[:20].reshape(-1, 3)
+    for colour in (plots.TRUE_COLOUR, plots.GENERATED_COLOUR):
+        wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(head - wanted).max(axis=1).min() < 8
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -58,6 +58,8 @@ def test_paths_lie_on_the_surface(flow):
     ax = potential_surface(flow, 0, num=9, extent=2.0, paths=path)
     lines = [line for line in ax.lines if len(line.get_data_3d()[0]) == 7]
     assert len(lines) == 2
+    assert not ax.computed_zorder  # by depth, a path on the far side would vanish
+    assert min(line.get_zorder() for line in lines) > ax.collections[0].get_zorder()
     for b, line in enumerate(lines):
         x, y, height = line.get_data_3d()
         z = path.z[:, b].detach().numpy()
@@ -89,6 +91,19 @@ def test_surface_sees_the_clock_of_a_schedule(surface):
     np.testing.assert_allclose(u, 0.5 * x, atol=1e-6)
 
 
+def test_a_potential_that_holds_only_buffers_is_drawn_in_its_precision(surface):
+    class Bowl(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("depth", torch.tensor(0.5))
+
+        def forward(self, z, t):
+            return self.depth * z.square().sum(-1)
+
+    potential_surface(cflow.PotentialFlow(Bowl().double()), extent=1.0, num=3)
+    assert surface[2].max() == pytest.approx(1.0, abs=1e-15)
+
+
 def test_arrows_are_the_gradient(flow):
     ax = velocity_field(flow, 0, extent=(-1.0, 2.0, 0.0, 1.0), num=4)
     arrows = ax.collections[0]
@@ -111,7 +126,9 @@ def test_trajectories_with_their_ends_and_groups(flow):
     assert len({line.get_color() for line in paths}) == 2
     starts = [line for line in ax.lines if line.get_markerfacecolor() == "white" and line.get_marker() == "o"]
     np.testing.assert_allclose(np.concatenate([s.get_xydata() for s in starts]), z0[order].numpy())
-    assert trajectories(path.z).get_legend() is None
+    alone = trajectories(path.z)
+    assert alone.get_legend() is None
+    assert alone.get_legend_handles_labels()[1] == ["paths"]  # in a legend that the caller draws
 
 
 def test_density_integrates_to_one_and_matches_the_gaussian(flow):

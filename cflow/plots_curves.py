@@ -1,0 +1,190 @@
+"""Pictures of numbers: how a training went, and what accuracy costs. They are drawn as those of `plots2d` are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .errors import ArgumentError, did_you_mean
+from .plots2d import GROUP_COLOURS, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Curve = torch.Tensor | Array | Sequence[Any]
+
+MARKERS = "osD^vP*"
+DASHES = ("-", "--", ":")
+LABELS = {"nfe": "velocity evaluations", "seconds": "time, seconds", "steps": "accepted steps", "setting": "setting"}
+
+
+def training_curves(
+    curves: Mapping[str, Curve] | str | PathLike[str],
+    *,
+    names: Sequence[str] | None = None,
+    smooth: int = 1,
+    xlabel: str = "step",
+    ylabel: str = "value",
+    log: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw what was recorded during training, a line a quantity.
+
+    Arguments:
+        curves: values by name, each (N,), at the steps 0..N−1, or a pair of steps and values (2, N). Or the folder of
+            a run, such as "runs/digits/version_0", whose TensorBoard files are read (needs tensorboard).
+        names: which of them to draw, in this order; by default all, of a run all that were recorded at several steps.
+        smooth: draw the mean of the last so many values, over a faint line of the values themselves.
+        xlabel, ylabel: what the axes show, with units.
+        log: whether the values are on a logarithmic axis.
+        ax: the axes; by default new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ArgumentError: curves of another shape, a name that is not there, or a folder without TensorBoard files.
+
+    Example:
+        >>> ax = training_curves({"loss": [3.0, 2.0, 1.5], "validation": ([0, 2], [3.5, 2.5])}, ylabel="nats")
+        >>> [line.get_xdata().tolist() for line in ax.lines]
+        [[0.0, 1.0, 2.0], [0.0, 2.0]]
+    """
+    if smooth < 1:
+        raise ArgumentError(f"smooth: expected a number of values >= 1, got {smooth!r}")
+    found = curves if isinstance(curves, Mapping) else _scalars(Path(curves))
+    for name in names or ():
+        if name not in found:
+            raise ArgumentError(f"names: no {name!r} in the curves.{did_you_mean(name, found)} There are {list(found)}")
+    if names is None:
+        names = [name for name in found if isinstance(curves, Mapping) or _is_training(name, found[name])]
+    drawn = {name: _curve(name, found[name]) for name in names}
+    ax = new_axes(ax)
+    for i, (name, (steps, values)) in enumerate(drawn.items()):
+        style: dict[str, Any] = {"color": GROUP_COLOURS[i % len(GROUP_COLOURS)], "lw": 1.6}
+        style["linestyle"] = DASHES[i // len(GROUP_COLOURS) % len(DASHES)]
+        window = min(smooth, len(values))
+        if window > 1:
+            ax.plot(steps, values, **style | {"lw": 0.8, "alpha": 0.3}, label=f"_{name}, each value")
+            steps, values = steps[window - 1 :], np.convolve(values, np.full(window, 1 / window), mode="valid")
+        # A curve of one value would be no line at all.
+        ax.plot(steps, values, **style, marker="o" if len(values) == 1 else None, label=name)
+    ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+    ax.grid(alpha=0.3)
+    if drawn:
+        ax.legend(fontsize="small")
+    return ax
+
+
+def work_precision(
+    points: Iterable[Mapping[str, Any]],
+    *,
+    x: str = "nfe",
+    y: str = "error",
+    by: str | Sequence[str] = "method",
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw error against cost, both on logarithmic axes: a line for each method, through its settings.
+
+    A point that has no place there, such as an error of 0 or NaN, is left out, and the legend says how many.
+
+    Arguments:
+        points: one mapping a solve, such as {"method": "rk4", "nfe": 32, "error": 1e-4}.
+        x, y: the keys of the cost and of the error.
+        by: the key, or keys, whose values tell the lines apart; the legend names them.
+        xlabel, ylabel: what the axes show, with units; by default from the keys.
+        ax: the axes; by default new ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ArgumentError: no points, or one without one of the keys.
+
+    Example:
+        >>> points = [{"method": "euler", "nfe": n, "error": 1 / n} for n in (16, 4)]
+        >>> [line.get_xdata().tolist() for line in work_precision(points).lines]
+        [[4.0, 16.0]]
+    """
+    from matplotlib.ticker import NullFormatter
+
+    keys = (by,) if isinstance(by, str) else tuple(by)
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for point in points:
+        if missing := [key for key in (*keys, x, y) if key not in point]:
+            raise ArgumentError(f"points: one has no {missing[0]!r}; it has {list(point)}")
+        pair = [float("nan") if point[key] is None else float(point[key]) for key in (x, y)]
+        lines.setdefault(", ".join(str(point[key]) for key in keys), []).append((pair[0], pair[1]))
+    if not lines:
+        raise ArgumentError("points: there are none to draw")
+    ax = new_axes(ax)
+    for i, (name, pairs) in enumerate(lines.items()):
+        shown = sorted(pair for pair in pairs if all(np.isfinite(pair)) and min(pair) > 0)
+        hidden = len(pairs) - len(shown)
+        colour, dash = GROUP_COLOURS[i % len(GROUP_COLOURS)], DASHES[i // len(GROUP_COLOURS) % len(DASHES)]
+        ax.plot(
+            [pair[0] for pair in shown],
+            [pair[1] for pair in shown],
+            color=colour,
+            linestyle=dash,
+            marker=MARKERS[i % len(MARKERS)],
+            ms=5,
+            label=name + (f" ({hidden} not shown)" if hidden else ""),
+        )
+    ax.set(xscale="log", yscale="log", xlabel=xlabel or LABELS.get(x, x), ylabel=ylabel or LABELS.get(y, y))
+    ax.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels would run into each other
+    ax.grid(alpha=0.3, which="major")
+    ax.legend(fontsize="small")
+    return ax
+
+
+def _curve(name: str, curve: Curve) -> tuple[Array, Array]:
+    """Steps and values, each (N,)."""
+    parts = curve if isinstance(curve, (list, tuple)) and len(curve) == 2 else [curve]
+    arrays = [_array(part) for part in parts]
+    # Two numbers are two values, and two sequences a pair of steps and values.
+    array = arrays[0] if len(arrays) == 1 else np.stack(arrays) if arrays[0].shape == arrays[1].shape else None
+    if array is not None and array.ndim == 1 and len(array):
+        return np.arange(len(array), dtype=float), array
+    if array is not None and array.ndim == 2 and len(array) == 2 and array.shape[1]:
+        return array[0], array[1]
+    got = [a.shape for a in arrays] if len(arrays) > 1 else arrays[0].shape
+    raise ArgumentError(f"curves: expected values (N,) or steps and values (2, N) for {name!r}, got shape {got}")
+
+
+def _array(values: Any) -> Array:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double().numpy()
+    if isinstance(values, (list, tuple)):  # tensors of a loss, perhaps, one a step
+        values = [_array(v) if isinstance(v, torch.Tensor) else v for v in values]
+    return np.asarray(values, dtype=float)
+
+
+def _is_training(name: str, curve: Curve) -> bool:
+    """Whether a run recorded this along the way: not Lightning's counter, and not the result of a test."""
+    return name != "epoch" and len(curve[1]) > 1
+
+
+def _scalars(run: Path) -> dict[str, Curve]:
+    """Steps and values of everything that TensorBoard's files under a folder record, by name."""
+    if not any(run.rglob("events.out.tfevents.*")):
+        raise ArgumentError(f"curves: no TensorBoard files (events.out.tfevents.…) under {str(run)!r}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own imports
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
+    found: dict[str, dict[int, float]] = {}
+    for folder in sorted({path.parent for path in run.rglob("events.out.tfevents.*")}):
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found.setdefault(tag, {}).update((event.step, event.value) for event in events.Scalars(tag))
+    return {tag: np.array(sorted(values.items()), dtype=float).T for tag, values in found.items()}
