@@ -16,7 +16,7 @@ import cflow
 
 
 class AutogradField(nn.Module):
-    """dz/dt = ∇_z Σ_k w_k u_k(z, t) by one `torch.autograd.grad`, as a field of torchdiffeq.
+    """dz/dt = ∇_z Σ_k w_k u_k(z, t) by `torch.autograd.grad`, as a field of torchdiffeq.
 
     Attributes:
         w: mixture weights (B, K).
@@ -30,8 +30,8 @@ class AutogradField(nn.Module):
         self.register_buffer("w", w)
         self.nfe = 0
 
-    def potential(self, z: Tensor, t: Tensor) -> Tensor:
-        """Σ_k w_k u_k of each sample (B,), for z (B, D) and t a scalar or (B,)."""
+    def gradient(self, z: Tensor, t: Tensor, training: bool) -> Tensor:
+        """∇_z Σ_k w_k u_k (B, D), with a graph in training, for z (B, D) that requires a gradient and a scalar t."""
         raise NotImplementedError
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
@@ -41,12 +41,11 @@ class AutogradField(nn.Module):
         with torch.enable_grad():
             if not (training and z.requires_grad):
                 z = z.detach().requires_grad_()
-            u = self.potential(z, t).sum()
-            return torch.autograd.grad(u, z, create_graph=training)[0]
+            return self.gradient(z, t, training)
 
 
 class OriginalField(AutogradField):
-    """One small network a flow, in a Python loop over K.
+    """One small network and one gradient a flow, in a Python loop over K.
 
     Arguments:
         net: the potential whose weights are copied; no output_tanh.
@@ -57,12 +56,12 @@ class OriginalField(AutogradField):
         super().__init__(w)
         self.nets = nn.ModuleList(_OriginalPotential(net, k) for k in range(net.num_flows))
 
-    def potential(self, z: Tensor, t: Tensor) -> Tensor:
-        """See `AutogradField.potential`."""
-        u = z.new_zeros(len(z))
+    def gradient(self, z: Tensor, t: Tensor, training: bool) -> Tensor:
+        """See `AutogradField.gradient`."""
+        v = torch.zeros_like(z)
         for k, net in enumerate(self.nets):
-            u = u + self.w[:, k] * net(z, t)
-        return u
+            v = v + self.w[:, k : k + 1] * torch.autograd.grad(net(z, t).sum(), z, create_graph=training)[0]
+        return v
 
 
 class _OriginalPotential(nn.Module):
@@ -108,13 +107,14 @@ class StackedField(AutogradField):
         self.v2, self.c2 = _copy(time.w2), _copy(time.b2)
         self.w2, self.b2, self.a = _copy(net.w2), _copy(net.b2), _copy(net.a)
 
-    def potential(self, z: Tensor, t: Tensor) -> Tensor:
-        """See `AutogradField.potential`."""
+    def gradient(self, z: Tensor, t: Tensor, training: bool) -> Tensor:
+        """See `AutogradField.gradient`."""
         angle = t.reshape(-1, 1) * self.frequencies
         s = torch.cat([angle.sin(), angle.cos()], -1)
         tau = nn.functional.gelu(s @ self.v1.mT + self.c1) @ self.v2.mT + self.c2  # (K, 1 or B, H)
         h = torch.tanh((torch.tanh(z @ self.w1.mT + self.b1) + tau) @ self.w2.mT + self.b2)  # (K, B, H)
-        return ((h * self.a).sum(-1).mT * self.w).sum(-1)
+        u = ((h * self.a).sum(-1).mT * self.w).sum()
+        return torch.autograd.grad(u, z, create_graph=training)[0]
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
