@@ -16,33 +16,52 @@ from torch import Tensor
 from .kernels import Drive, Kernel, Stages, Tensors
 
 
-class _Blocks(Kernel):
-    """First and last layer of a stack: one product over all flows for a mixture, one a block of rows otherwise."""
+class _Rows(Kernel):
+    """Rows in one block, or in one a flow."""
 
     def __init__(self, drive: Drive) -> None:
         self.blocks = drive.blocks
 
-    def first(self, z: Tensor, w: Tensor, b: Tensor | None, scale: float) -> Tensor:
-        """scale · (z Wᵀ + b), (G, R or R/G, H), for W (G, H, D) and b (G, 1, H) or None."""
-        flows, hidden, dim = w.shape
-        if self.blocks > 1:
-            bias, beta = (w, 0.0) if b is None else (b, scale)
-            bias = bias[:, :1, :1] if b is None else bias
-            return torch.baddbmm(bias, self.rows(z), w.mT, beta=beta, alpha=scale)
-        flat = w.reshape(-1, dim).mT
-        out = (
-            torch.addmm(flat[0], z, flat, beta=0, alpha=scale)
-            if b is None
-            else (torch.addmm(b.reshape(-1), z, flat, beta=scale, alpha=scale))
-        )
-        return out.view(-1, flows, hidden).transpose(0, 1)
+    def rows(self, z: Tensor) -> Tensor:
+        """States (R, D) beside hidden layers (G, R or R/G, H)."""
+        return z.view(self.blocks, -1, z.shape[-1])
 
-    def last(self, r: Tensor, w: Tensor) -> Tensor:
-        """Σ_g r_g W_g (R, D) for r (G, R or R/G, H)."""
-        flows, hidden, dim = w.shape
+
+class _Blocks(_Rows):
+    """First and last layer of a stack, tensors[0] of shape (G, H, D): one product for a mixture, else one a block."""
+
+    def __init__(self, drive: Drive, tensors: Tensors) -> None:
+        super().__init__(drive)
+        self.tensors = tensors
+        self._view()
+
+    def _view(self) -> None:
+        """Look at the tensors as the products want them, once."""
+        w = self.tensors[0]
+        self.flows, self.hidden, self.dim = w.shape
+        self.w = w if self.blocks > 1 else w.reshape(-1, self.dim)
+        self.wt = self.w.mT
+        self.none = self.w[:, :1, :1] if self.blocks > 1 else self.w[:, 0]  # stands where there is no bias
+
+    def with_tensors(self, tensors: Tensors) -> Kernel:
+        other = super().with_tensors(tensors)
+        cast(_Blocks, other)._view()
+        return other
+
+    def first(self, z: Tensor, b: Tensor | None, scale: float) -> Tensor:
+        """scale · (z Wᵀ + b), (G, R or R/G, H), for b (G, 1, H) or None."""
         if self.blocks > 1:
-            return torch.bmm(r, w).view(-1, dim)
-        return r.transpose(0, 1).reshape(-1, flows * hidden) @ w.reshape(-1, dim)
+            bias, beta = (self.none, 0.0) if b is None else (b, scale)
+            return torch.baddbmm(bias, self.rows(z), self.wt, beta=beta, alpha=scale)
+        bias, beta = (self.none, 0.0) if b is None else (b.reshape(-1), scale)
+        out = torch.addmm(bias, z, self.wt, beta=beta, alpha=scale)
+        return out.view(-1, self.flows, self.hidden).transpose(0, 1)
+
+    def last(self, r: Tensor) -> Tensor:
+        """Σ_g r_g W_g (R, D) for r (G, R or R/G, H)."""
+        if self.blocks > 1:
+            return torch.bmm(r, self.w).view(-1, self.dim)
+        return r.transpose(0, 1).reshape(-1, self.flows * self.hidden) @ self.w
 
     def rowwise(self, x: Tensor) -> Tensor:
         """An empty (G, R or R/G, H) that `last` takes without a copy."""
@@ -50,10 +69,6 @@ class _Blocks(Kernel):
             return torch.empty_like(x)
         flows, rows, hidden = x.shape
         return x.new_empty(rows, flows, hidden).transpose(0, 1)
-
-    def rows(self, z: Tensor) -> Tensor:
-        """States (R, D) beside hidden layers (G, R or R/G, H)."""
-        return z.view(self.blocks, -1, z.shape[-1])
 
     def first_gradient(self, stages: Stages, dr: Sequence[Tensor], r: Tensor) -> tuple[Tensor, Tensor]:
         """Σ drᵀ z + rᵀ λ and Σ dr, for dr (G, R or R/G, H) of each stage and r (G, S·R or S·R/G, H) of all."""
@@ -78,13 +93,15 @@ class TwoLayerKernel(_Blocks):
     num_times, num_saved, num_all, num_made = 1, 5, 7, 4
 
     def __init__(self, drive: Drive, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, a: Tensor, time: Any) -> None:
-        super().__init__(drive)
         stack = drive.stack
         self.time, self.row_times, self.drive = time, drive.row_times and time is not None, drive
         self.w2, self.b2 = stack(w2), stack(b2)
-        self.tensors = (stack(w1), stack(b1), self.w2, drive.scale(16 * stack(a)))
-        if self.row_times:
-            self.tensors = (*self.tensors, self._bias(-torch.ones_like(self.b2)))
+        tensors = stack(w1), stack(b1), self.w2, drive.scale(16 * stack(a))
+        super().__init__(drive, (*tensors, self._bias(-torch.ones_like(self.b2))) if self.row_times else tensors)
+
+    def _view(self) -> None:
+        super()._view()
+        self.w2t = self.tensors[2].mT
 
     def _bias(self, shift: Tensor) -> Tensor:
         return torch.baddbmm(self.b2, shift, self.w2.mT)
@@ -97,24 +114,24 @@ class TwoLayerKernel(_Blocks):
         return (self._bias(self.time(t, self.drive) - 1).transpose(0, 1)[:, :, None],)  # (n, G, 1, H)
 
     def linearize(self, z: Tensor, time: Tensors) -> Tensors:
-        w1, b1, w2, c, *base = self.tensors
-        s1 = torch.sigmoid(self.first(z, w1, b1, 2))
+        _, b1, w2, c, *base = self.tensors
+        s1 = torch.sigmoid(self.first(z, b1, 2))
         x, bias = (s1 + time[0], base[0]) if base else (s1, time[0])
-        s2 = torch.sigmoid(torch.baddbmm(bias, x, w2.mT, beta=2, alpha=4))
+        s2 = torch.sigmoid(torch.baddbmm(bias, x, self.w2t, beta=2, alpha=4))
         q = _sigmoid_vjp(c, s2)
         p = torch.bmm(q, w2)
         return s1, x, s2, q, self._times_derivative(p, s1)
 
     def linearize_all(self, z: Tensor, times: Tensors) -> Tensors:
         """The same for S states at once, (G, S, R or R/G, H), with two factors that every pull-back needs."""
-        w1, b1, w2, c, *base = self.tensors
-        count, flows, hidden = z.shape[0], *w1.shape[:2]
+        _, b1, w2, c, *base = self.tensors
+        count, flows, hidden = z.shape[0], self.flows, self.hidden
         if self.blocks > 1:
             z = z.view(count, flows, -1, z.shape[-1]).transpose(0, 1)
-        s1 = torch.sigmoid_(self.first(z.reshape(-1, z.shape[-1]), w1, b1, 2)).reshape(flows, count, -1, hidden)
+        s1 = torch.sigmoid_(self.first(z.reshape(-1, self.dim), b1, 2)).reshape(flows, count, -1, hidden)
         time = times[0].transpose(0, 1)  # (G, S, 1 or R or R/G, H)
         x, bias = (s1 + time, base[0][:, None]) if base else (s1, time)
-        a2 = torch.bmm(x.flatten(1, 2), w2.mT).view(x.shape)
+        a2 = torch.bmm(x.flatten(1, 2), self.w2t).view(x.shape)
         s2 = torch.sigmoid_(torch.add(2 * bias, a2, alpha=4))
         q = _sigmoid_vjp(c[:, None], s2)
         r = _sigmoid_vjp(torch.bmm(q.flatten(1, 2), w2).view(x.shape), s1)
@@ -127,7 +144,7 @@ class TwoLayerKernel(_Blocks):
         return tuple(x[:, None] for x in saved)
 
     def velocity(self, saved: Tensors) -> Tensor:
-        return self.last(saved[4], self.tensors[0])
+        return self.last(saved[4])
 
     def _times_derivative(self, p: Tensor, s: Tensor) -> Tensor:
         """p s (1 − s) in the layout of `last`."""
@@ -142,14 +159,14 @@ class TwoLayerKernel(_Blocks):
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         s1, _, s2, q, r, *curved = saved
-        w1, _, w2 = self.tensors[:3]
+        w2 = self.tensors[2]
         curved2, curved1 = curved or self._curvatures(s1, s2, q, r)
-        a1 = self.first(cotangent, w1, None, 4)  # 4 times the derivative of a₁ along λ
+        a1 = self.first(cotangent, None, 4)  # 4 times the derivative of a₁ along λ
         h1 = _sigmoid_vjp(a1, s1)  # that of tanh(a₁)
-        a2 = torch.bmm(h1, w2.mT)
+        a2 = torch.bmm(h1, self.w2t)
         dq = curved2 * a2
         dr = self._times_derivative(torch.bmm(dq, w2), s1).addcmul_(curved1, a1)
-        return self.last(dr, w1), (h1, a2, dq, dr)
+        return self.last(dr), (h1, a2, dq, dr)
 
     def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
         _, _, w2, c, *base = self.tensors
@@ -184,7 +201,7 @@ class TwoLayerKernel(_Blocks):
         return x.reshape(-1) if self.blocks > 1 else x.sum(0)
 
     def prepare_probe(self, probe: Tensor) -> Tensor | None:
-        return self.first(probe, self.tensors[0], None, 1)
+        return self.first(probe, None, 1)
 
 
 class RidgeKernel(_Blocks):
@@ -193,10 +210,9 @@ class RidgeKernel(_Blocks):
     num_times, num_saved, num_all, num_made = 2, 3, 3, 2
 
     def __init__(self, drive: Drive, w: Tensor, b: Tensor, a: Tensor, time: Any) -> None:
-        super().__init__(drive)
         self.time, self.drive, self.row_times = time, drive, drive.row_times and time is not None
         self.a, self.b = drive.stack(a), drive.stack(b)
-        self.tensors = (drive.stack(w), drive.scale(torch.ones_like(self.a[:, :, :1])))
+        super().__init__(drive, (drive.stack(w), drive.scale(torch.ones_like(self.a[:, :, :1]))))
 
     def embed(self, t: Tensor) -> Tensors:
         if self.time is None:
@@ -205,23 +221,22 @@ class RidgeKernel(_Blocks):
         return self.a + da, self.b + db
 
     def linearize(self, z: Tensor, time: Tensors) -> Tensors:
-        w, weights = self.tensors
+        weights = self.tensors[1]
         a, b = time
-        s = torch.sigmoid(2 * (self.first(z, w, None, 1) + b) if self.row_times else self.first(z, w, b, 2))
+        s = torch.sigmoid(2 * (self.first(z, None, 1) + b) if self.row_times else self.first(z, b, 2))
         c = weights * a
         if torch.is_grad_enabled():
             return s, c * (2 * s - 1), a
         return s, torch.addcmul(-c, c, s, value=2, out=self.rowwise(s)), a
 
     def velocity(self, saved: Tensors) -> Tensor:
-        return self.last(saved[1], self.tensors[0])
+        return self.last(saved[1])
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         s, _, a = saved
-        w, weights = self.tensors
-        x = self.first(cotangent, w, None, 1)
-        dr = _sigmoid_vjp(4 * weights * a * x, s)
-        return self.last(dr, w), (x, dr)
+        x = self.first(cotangent, None, 1)
+        dr = _sigmoid_vjp(4 * self.tensors[1] * a * x, s)
+        return self.last(dr), (x, dr)
 
     def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
         _, weights = self.tensors
@@ -243,7 +258,7 @@ class RidgeKernel(_Blocks):
         return terms.reshape(-1) if self.blocks > 1 else terms.sum(0)
 
 
-class LinearKernel(_Blocks):
+class LinearKernel(_Rows):
     r"""∇ Σ_k w_k (½ zᵀ A_k z + b_k·z) = Σ_k w_k (z S_k + b_k) for symmetric S_k: tensors S, b and the weights."""
 
     num_times, num_saved, num_all, num_made = 0, 1, 1, 0
