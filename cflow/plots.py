@@ -73,7 +73,7 @@ def traversal_grid(
         >>> len(figure.axes), len(figure.axes[0].images)
         (2, 7)
     """
-    from matplotlib.figure import Figure
+    from .figure import ShownFigure
 
     real, made = _frames(true, "true", 5), _frames(generated, "generated", 5)
     _check_pair(real, made, names)
@@ -82,7 +82,7 @@ def traversal_grid(
     if axes is None:
         height, width = real.shape[2:4]
         panel = 0.62 * (length + 0.45)
-        figure = Figure(figsize=(panel + 0.9, count * (1.35 * height / width + 0.3) + 0.2), layout="constrained")
+        figure = ShownFigure(figsize=(panel + 0.9, count * (1.35 * height / width + 0.3) + 0.2), layout="constrained")
         axes = [figure.add_subplot(count, 1, row + 1) for row in range(count)]
     elif len(axes) != count:
         raise ArgumentError(f"axes has {len(axes)} entries, expected one a transformation: {count}.")

@@ -289,9 +289,9 @@ def _array(x: Tensor) -> Any:
 def new_axes(ax: Axes | None, projection: str | None = None) -> Axes:
     if ax is not None:
         return ax
-    from matplotlib.figure import Figure
+    from .figure import ShownFigure
 
-    made: Axes = Figure(figsize=(5.2, 4.4), layout="constrained").add_subplot(projection=projection)
+    made: Axes = ShownFigure(figsize=(5.2, 4.4), layout="constrained").add_subplot(projection=projection)
     return made
 
 

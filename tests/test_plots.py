@@ -101,3 +101,10 @@ def test_grid_refuses_what_does_not_belong_together(change, message) -> None:
 def test_gif_refuses_a_scale_below_one(tmp_path) -> None:
     with pytest.raises(cflow.ArgumentError, match="scale=0"):
         plots.traversal_gif(tmp_path / "a.gif", frames(), frames(), NAMES, scale=0)
+
+
+def test_a_figure_shows_itself_in_a_notebook_without_pyplot():
+    frames = torch.rand(1, 3, 1, 8, 8)
+    shown = plots.traversal_grid(frames, frames, ["a"])._repr_png_()
+    assert shown[:8] == b"\x89PNG\r\n\x1a\n"
+    assert plots.training_curves({"loss": [1.0, 0.5]}).figure._repr_png_()
