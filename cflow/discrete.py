@@ -23,56 +23,70 @@ from torch import Tensor
 from .fields import Field
 from .integrate import Step
 from .kernels import Kernel, Stages, Tensors
-from .tableau import tableau
+from .tableau import Tableau, tableau
 
 
-class Replay:
-    """Pulls cotangents back through the accepted steps of a stretch.
+def replay(
+    field: Field,
+    method: str,
+    inputs: Sequence[Tensor | None],
+    steps: Sequence[Step],
+    landings: Sequence[float],
+    cotangent: Tensor,
+) -> tuple[Tensor, list[Tensor]]:
+    """Pull cotangents back through the accepted steps of a stretch.
 
     Arguments:
         field: the field, recorded from detached copies of its inputs.
         method: the solver.
-        inputs: those copies, None where there is none; gradients are returned for those that require one.
+        inputs: those copies, None where there is none.
+        steps: the accepted steps.
+        landings: where states were wanted.
+        cotangent: those of these states (L, R, C).
+
+    Returns:
+        the gradient of the start (R, C), and those of the inputs that require one.
     """
+    table = tableau(method)
+    assert table is not None
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    closed = field.kernel is not None and not field.asked.log_density
+    pull = (_ClosedSteps if closed else _RecordedSteps)(field, table, wanted)
+    index = {x: i for i, x in enumerate(landings)}
+    ends = [*(step.start for step in steps[1:]), landings[-1]]
+    along_y = torch.zeros_like(cotangent[0])
+    carried: Tensor | None = None
+    pull.prepare(steps)
+    for n in reversed(range(len(steps))):
+        if ends[n] in index:
+            along_y = along_y + cotangent[index[ends[n]]]
+        along_y, carried = pull(n, steps[n], along_y, carried)
+    return along_y, pull.finish()
 
-    def __init__(self, field: Field, method: str, inputs: Sequence[Tensor | None]) -> None:
-        table = tableau(method)
-        assert table is not None
-        self.field, self.table, self.stages = field, table, table.evaluated
-        self.wanted = [x for x in inputs if x is not None and x.requires_grad]
-        closed = field.kernel is not None and not field.asked.log_density
-        self.step = _ClosedSteps(self) if closed else _RecordedSteps(self)
 
-    def back(self, steps: Sequence[Step], landings: Sequence[float], cotangent: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of the start (R, C) and of the wanted inputs, for cotangents (L, R, C) of the landings."""
-        index = {x: i for i, x in enumerate(landings)}
-        ends = [*(step.start for step in steps[1:]), landings[-1]]
-        along_y = torch.zeros_like(cotangent[0])
-        carried: Tensor | None = None
-        self.step.prepare(steps)
-        for n in reversed(range(len(steps))):
-            if ends[n] in index:
-                along_y = along_y + cotangent[index[ends[n]]]
-            along_y, carried = self.step(n, steps[n], along_y, carried)
-        return along_y, self.step.finish()
+class _Steps:
+    """Steps to be taken backwards, and the gradients gathered on the way."""
+
+    def __init__(self, field: Field, table: Tableau, wanted: Sequence[Tensor]) -> None:
+        self.field, self.table, self.stages, self.wanted = field, table, table.evaluated, wanted
 
     def clock(self, steps: Sequence[Step]) -> list[float]:
         """Points of the clock at all stages of some steps."""
         return [x.start + c * x.size for x in steps for c in self.table.c[: self.stages]]
 
 
-class _RecordedSteps:
+class _RecordedSteps(_Steps):
     """Steps of any field: each is recorded once more, and differentiated by autograd."""
 
-    def __init__(self, owner: Replay) -> None:
-        self.owner = owner
-        self.grads = [torch.zeros_like(x) for x in owner.wanted]
+    def __init__(self, field: Field, table: Tableau, wanted: Sequence[Tensor]) -> None:
+        super().__init__(field, table, wanted)
+        self.grads = [torch.zeros_like(x) for x in wanted]
 
     def prepare(self, steps: Sequence[Step]) -> None:
         pass
 
     def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        field, table, stages = self.owner.field, self.owner.table, self.owner.stages
+        field, table, stages = self.field, self.table, self.stages
         with torch.enable_grad():
             y = step.y.detach().requires_grad_()
             sources = [y]
@@ -80,7 +94,7 @@ class _RecordedSteps:
             if step.carried is not None:
                 sources.append(step.carried.detach().requires_grad_())
                 ks.append(sources[1])
-            times = field.patched(lambda: field.times(self.owner.clock([step])))
+            times = field.patched(lambda: field.times(self.clock([step])))
             for i in range(len(ks), stages):
                 at = _combine(y, ks, [step.size * a for a in table.a[i]])
                 ks.append(field.evaluate(at, tuple(x[i] for x in times)))
@@ -89,7 +103,7 @@ class _RecordedSteps:
                 outputs, cotangents = [*outputs, ks[-1]], [*cotangents, along_last]
         found = torch.autograd.grad(
             outputs,
-            [*sources, *self.owner.wanted],
+            [*sources, *self.wanted],
             cotangents,
             retain_graph=True,
             allow_unused=True,
@@ -103,15 +117,16 @@ class _RecordedSteps:
         return self.grads
 
 
-class _ClosedSteps:
+class _ClosedSteps(_Steps):
     """Steps of a kernel's velocity and its kinetic energy, in closed form."""
 
-    def __init__(self, owner: Replay) -> None:
-        assert owner.field.kernel is not None
-        self.owner, self.field, self.kernel = owner, owner.field, owner.field.kernel
+    def __init__(self, field: Field, table: Tableau, wanted: Sequence[Tensor]) -> None:
+        super().__init__(field, table, wanted)
+        assert field.kernel is not None
+        self.kernel = field.kernel
         self.plain: Kernel = self.kernel.with_tensors(tuple(x.detach() for x in self.kernel.tensors))
-        self.rate: Any = owner.field.rate.detach() if isinstance(owner.field.rate, Tensor) else owner.field.rate
-        self.rate_wanted = isinstance(owner.field.rate, Tensor) and owner.field.rate.requires_grad
+        self.rate: Any = field.rate.detach() if isinstance(field.rate, Tensor) else field.rate
+        self.rate_wanted = isinstance(field.rate, Tensor) and field.rate.requires_grad
         self.along_rate: Any = 0
         self.along_tensors: Tensors = ()
         self.tables: Tensors = ()  # the times of all stages of all steps, where all rows share them
@@ -121,11 +136,11 @@ class _ClosedSteps:
     def prepare(self, steps: Sequence[Step]) -> None:
         if self.kernel.num_times and not self.field.drive.row_times:
             with torch.enable_grad():
-                self.tables = self.field.patched(lambda: self.field.times(self.owner.clock(steps)))
+                self.tables = self.field.patched(lambda: self.field.times(self.clock(steps)))
             self.along_tables = tuple(torch.zeros_like(x) for x in self.tables)
 
     def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        table, plain, stages, size = self.owner.table, self.plain, self.owner.stages, step.size
+        table, plain, stages, size = self.table, self.plain, self.stages, step.size
         dim, energy = self.field.dim, self.field.asked.kinetic_energy
         skip = 0 if step.carried is None else 1
         tables, where = self._times(n, step, skip)
@@ -153,7 +168,7 @@ class _ClosedSteps:
             pulled[i], left = plain.pull_back(own, cotangent)
             cotangents.append(cotangent)
             made.append(left)
-        if self.owner.wanted:
+        if self.wanted:
             self._add(Stages(z, saved, cotangents[::-1], made[::-1]), tables, where)
         along_z = sum((x for x in pulled if x is not None), along_z)
         if not energy:
@@ -165,13 +180,13 @@ class _ClosedSteps:
 
     def _times(self, n: int, step: Step, skip: int) -> tuple[Tensors, slice]:
         """Times of all stages of a step, and where those of its evaluated ones lie."""
-        stages = self.owner.stages
+        stages = self.stages
         if not self.kernel.num_times:
             return (), slice(0)
         if self.tables:
             return self.tables, slice(n * stages + skip, (n + 1) * stages)
         with torch.enable_grad():
-            return self.field.patched(lambda: self.field.times(self.owner.clock([step]))), slice(skip, stages)
+            return self.field.patched(lambda: self.field.times(self.clock([step]))), slice(skip, stages)
 
     def _differentiate_rate(self, v: Tensor, kappa: Tensor, kappa_energy: Tensor) -> None:
         if not self.rate_wanted:
@@ -202,17 +217,17 @@ class _ClosedSteps:
             return
         outputs, grads = [x for x, _ in pairs], [g for _, g in pairs]
         found = torch.autograd.grad(
-            outputs, self.owner.wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True
+            outputs, self.wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         self.totals = [a + b for a, b in zip(self.totals, found, strict=True)] if self.totals else list(found)
 
     def finish(self) -> list[Tensor]:
-        if not self.owner.wanted:
+        if not self.wanted:
             return []
         self._chain([*self.kernel.tensors, *self.tables], [*self.along_tensors, *self.along_tables])
         if self.rate_wanted:
             self._chain([self.field.rate], [self.along_rate])  # type: ignore[list-item]
-        return self.totals or [torch.zeros_like(x) for x in self.owner.wanted]
+        return self.totals or [torch.zeros_like(x) for x in self.wanted]
 
 
 def _combine(y: Tensor, ks: Sequence[Tensor], coefficients: Sequence[float]) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import base
-from .discrete import Replay
+from .discrete import replay
 from .errors import ArgumentError, IntegrationError
 from .fields import CompiledField, Field, Inputs, Quantities, Rows, check_potential
 from .integrate import Integrator, Step
@@ -180,7 +180,7 @@ class _Isolated(torch.autograd.Function):
 
 
 class _Discrete(torch.autograd.Function):
-    """The exact gradient of a discrete solve from its accepted steps, see `Replay`."""
+    """The exact gradient of a discrete solve from its accepted steps, see `replay`."""
 
     @staticmethod
     def forward(ctx: Any, call: _Call, *inputs: Tensor | None) -> Tensor:
@@ -200,7 +200,7 @@ class _Discrete(torch.autograd.Function):
                 field = ctx.call.field(copies, False)
             method, landings = ctx.call.problem.solver.method, ctx.call.stretch.landings
             with torch.no_grad():
-                along_y, found = Replay(field, method, copies[1:]).back(ctx.steps, landings, cotangent)
+                along_y, found = replay(field, method, copies[1:], ctx.steps, landings, cotangent)
         made = _in_place_of(copies[1:], found)
         return (None, *_once([along_y if ctx.needs_input_grad[1] else None, *made]))
 

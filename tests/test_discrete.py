@@ -238,3 +238,29 @@ def test_no_cache_outlives_a_change_of_the_parameters():
         torch.testing.assert_close(seen[-1], fresh().detach(), rtol=0, atol=0)
     for a, b in itertools.pairwise(seen):
         assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("gradient", ["discrete", "direct", "adjoint"])
+@pytest.mark.parametrize("potential", ["mlp", "user's"])
+def test_nothing_waits_for_the_garbage_collector(potential, gradient):
+    flow = PotentialFlow(POTENTIALS[potential](), solver=Solver("dopri5", gradient=gradient))
+
+    def step():
+        z0 = torch.randn(B, D, requires_grad=True)
+        path = flow.solve(z0, torch.tensor([2, 0, 2, 1, 0]), [0.0, 0.5, 2.0], kinetic_energy=True)
+        (path.z.sum() + path.kinetic_energy.sum()).backward()
+        flow.zero_grad(set_to_none=True)
+
+    def tensors():
+        return sum(issubclass(type(x), torch.Tensor) for x in gc.get_objects())
+
+    step()
+    gc.collect()
+    gc.disable()
+    try:
+        before = tensors()
+        for _ in range(3):
+            step()
+        assert tensors() <= before
+    finally:
+        gc.enable()
