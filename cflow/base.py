@@ -18,6 +18,12 @@ from .kernels import Drive, Kernel, SumKernel
 Derivatives = tuple[Tensor, Tensor | None]  # ∇_z Σ w_k u_k (B, D); its Laplacian (B,), or None
 
 
+def _first(cls: type, name: str, within: type | None = None) -> int:
+    """Where the class that defines `name` comes in the order of inheritance (of `within`, or of `cls` itself)."""
+    owner = next((c for c in cls.__mro__ if name in vars(c)), object)
+    return (within or cls).__mro__.index(owner)
+
+
 class Potential(nn.Module):
     """Base of the potentials that know their own derivatives.
 
@@ -44,10 +50,9 @@ class Potential(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "kernel" in vars(cls):
-            cls._closed_form = True
-        elif {"forward", "gradient"} & set(vars(cls)):  # another u than that of the inherited closed form
-            cls._closed_form = False
+        # a forward or gradient that comes before the kernel in the order of inheritance means another u
+        kernel, *others = (_first(cls, name) for name in ("kernel", "forward", "gradient"))
+        cls._closed_form = kernel < _first(Potential, "kernel", within=cls) and kernel <= min(others)
 
     @property
     def has_kernel(self) -> bool:
@@ -116,7 +121,7 @@ class SumPotential(Potential):
 
     @property
     def has_kernel(self) -> bool:
-        return all(map(has_kernel, self.terms))
+        return self._closed_form and all(map(has_kernel, self.terms))
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
         """Return Σ of the terms' u_k(z, t), shape (B, K)."""
@@ -137,6 +142,8 @@ class SumPotential(Potential):
         probe: Tensor | None = None,
     ) -> Derivatives:
         """See `Potential.gradient`; a probe estimates the Laplacian where a term needs it."""
+        if not self._closed_form:
+            return _autograd_gradient(self, z, w, t, context, laplacian, probe)
         parts = [gradient(term, z, w, t, context, laplacian=laplacian, probe=probe) for term in self.terms]
         v = cast(Tensor, sum(part[0] for part in parts))
         return v, cast(Tensor, sum(cast(Tensor, part[1]) for part in parts)) if laplacian else None
@@ -148,8 +155,17 @@ def kernel_of(net: nn.Module, drive: Drive) -> Kernel | None:
 
 
 def has_kernel(net: nn.Module) -> bool:
-    """Whether a potential has a kernel."""
-    return isinstance(net, Potential) and net.has_kernel
+    """Whether a potential has a kernel. One whose parameters are made by hooks, before each call, has none."""
+    if not isinstance(net, Potential) or not net.has_kernel:
+        return False
+    return not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+
+
+def wants_check(net: nn.Module) -> bool:
+    """Whether a potential is, or holds, code of a user's, whose derivatives autograd has to find."""
+    if isinstance(net, SumPotential) and net._closed_form:
+        return any(map(wants_check, net.terms))
+    return not isinstance(net, Potential) or not net._closed_form
 
 
 def is_users(net: nn.Module) -> bool:

@@ -53,11 +53,11 @@ class Rows:
         """Arrange a batch z (B, D) under flows () or (B,), or weights (K,) or (B, K)."""
         if chosen.is_floating_point():
             return Rows(Drive(chosen, (), row_times))
-        if not base.has_kernel(net):
+        if not base.has_kernel(net) or not len(chosen.reshape(-1)):
             return Rows(Drive(as_weights(chosen, num_flows, z), (), row_times))
         if chosen.ndim == 0:
             return Rows(Drive(None, (int(chosen),), row_times))
-        k = chosen.cpu().numpy()
+        k = np.array(chosen.tolist())
         counts = np.bincount(k)
         flows = tuple(counts.nonzero()[0].tolist())
         if len(flows) == 1:
@@ -91,14 +91,26 @@ class Inputs:
         weights: mixture weights (K,) or (R, K), or None.
         start, end: times at the ends of the stretch, () or (R,).
         context: (R, …) or None.
-        parameters: those of the potential, by name; None for its own.
+        shifts: what to add to start and end, zeros that carry their gradients where the state is less precise.
+        lent: tensors that the potential has meanwhile: (its dict of parameters or buffers, name, tensor).
     """
 
     weights: Tensor | None
     start: Tensor
     end: Tensor
     context: Tensor | None
-    parameters: dict[str, Tensor] | None = None
+    shifts: tuple[Tensor, Tensor] | None = None
+    lent: Sequence[tuple[dict[str, Any], str, Tensor]] = ()
+
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """Start and end in float64."""
+        start, end = self.start.double(), self.end.double()
+        return (start, end) if self.shifts is None else (start + self.shifts[0], end + self.shifts[1])
+
+    @property
+    def moves(self) -> bool:
+        """Whether the times want a gradient."""
+        return any(x.requires_grad for x in (self.start, self.end, *(self.shifts or ())))
 
 
 class Field:
@@ -138,7 +150,7 @@ class Field:
         self.net, self.asked, self.inputs, self.length, self.lasting = net, asked, inputs, length, lasting
         self.drive = Drive(inputs.weights, drive.flows, drive.row_times)
         self.dim, self.dtype = like.shape[1] - asked.log_density - asked.kinetic_energy, like.dtype
-        shared = inputs.start.ndim == 0 and not (inputs.start.requires_grad or inputs.end.requires_grad)
+        shared = inputs.start.ndim == 0 and not inputs.moves
         self._ends = (float(inputs.start), float(inputs.end)) if shared else None
         self.rate = self._rate()
         self.kernel, self.probe = self.patched(self._prepare)
@@ -148,7 +160,8 @@ class Field:
         """dt/ds: a number where all rows run with the solver's clock, else () or (R, 1)."""
         if self._ends is not None:
             return -1.0 if self._ends[1] < self._ends[0] else 1.0
-        span = self.inputs.end.double() - self.inputs.start.double()
+        start, end = self.inputs.ends()
+        span = end - start
         rate = (span / self.length).to(self.dtype)
         return rate[:, None] if rate.ndim else rate
 
@@ -157,10 +170,15 @@ class Field:
         return kernel, probe if kernel is None or probe is None else kernel.prepare_probe(probe)
 
     def patched(self, function: Callable[[], Result]) -> Result:
-        """Call a function while the potential has the parameters of `inputs`."""
-        if self.inputs.parameters is None:
+        """Call a function while the potential has the tensors that `inputs` lends it."""
+        own = [(store, name, store[name]) for store, name, _ in self.inputs.lent]
+        try:
+            for store, name, x in self.inputs.lent:
+                store[name] = x
             return function()
-        return cast(Result, torch.func.functional_call(_Calls(self.net), self.inputs.parameters, (function,)))
+        finally:
+            for store, name, x in own:
+                store[name] = x
 
     def times(self, s: Sequence[float] | Tensor) -> Tensors:
         """What evaluations at n points of the clock read of them: tensors (n, …)."""
@@ -170,7 +188,7 @@ class Field:
             t = torch.tensor(between, dtype=self.dtype, device=device)
         else:
             part = (torch.as_tensor(s, dtype=torch.float64, device=device) / self.length).clamp(0, 1)
-            begin, stop = self.inputs.start.double(), self.inputs.end.double()
+            begin, stop = self.inputs.ends()
             t = torch.lerp(begin, stop, part if begin.ndim == 0 else part[:, None])
         return (t.to(self.dtype),) if self.kernel is None else self.kernel.embed(t.to(self.dtype))
 
@@ -246,17 +264,6 @@ def _between(start: float, end: float, part: float) -> float:
     return end - (end - start) * (1 - min(part, 1.0))
 
 
-class _Calls(nn.Module):
-    """Calls a function, so that `functional_call` can lend a potential other parameters meanwhile."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, function: Callable[[], Result]) -> Result:
-        return function()
-
-
 def at_point(
     net: nn.Module, num_flows: int, z: Tensor, chosen: Tensor, t: Tensor, context: Tensor | None
 ) -> tuple[Rows, Kernel | None, Tensor, Tensor, Tensor | None]:
@@ -297,6 +304,12 @@ def check_potential(
     Raises:
         ArgumentError: a tensor that requires a gradient is captured; or u is cut off from z.
     """
+    dropped = [m for m in net.modules() if isinstance(m, _DROPOUT) and m.training and m.p > 0]
+    if dropped:
+        raise ArgumentError(
+            f"potential: {type(dropped[0]).__name__} in {type(net).__name__} draws another u at every evaluation, so "
+            "that there is no flow to integrate; call .eval() on the potential, or leave it out"
+        )
     with torch.inference_mode(False), torch.enable_grad():
         w, t = as_weights(stretch.chosen, num_flows, z).detach().clone(), stretch.start.detach().to(z.dtype, copy=True)
         if context is not None:
@@ -349,6 +362,7 @@ def _check_captured(net: nn.Module, u: Tensor, arguments: list[Tensor]) -> None:
         todo.extend(f for f, _ in node.next_functions if f is not None)
 
 
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _KINKED = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish,
     nn.Hardshrink, nn.Softshrink,

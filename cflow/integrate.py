@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,11 +78,12 @@ class Integrator:
             IntegrationError: more than `max_steps` steps, or an adaptive step that shrinks to nothing.
         """
         landings = [0.0, *stretch.landings]
-        grid = self._grid(landings, stretch, y) if self.solver.is_fixed else []
+        grid, steps = self._grid(landings, stretch, y) if self.solver.is_fixed else [], self.steps
         try:
             out = self._solve(field, y, stretch, landings, grid, inputs, kept)
         except _Missed:  # land by starting anew at each
             parts: list[Tensor] = []
+            self.steps = steps
             if kept is not None:
                 kept.clear()
             for pair in itertools.pairwise(landings):
@@ -137,9 +139,11 @@ class Integrator:
 
     def locate_failure(self, field: Field, y: Tensor, stretch: Stretch) -> IntegrationError:
         """Run a stretch that ended in NaN or infinity once more, to find out when."""
+        counts = self.nfe, self.trials
+        self.trials = 0
         grid = self._grid([0.0, *stretch.landings], stretch, y) if self.solver.is_fixed else []
         func = self._function(field, stretch, [0.0, *stretch.landings], grid, None)
-        nfe, last = self.nfe, (0.0, y)
+        last = (0.0, y)
 
         def watch(s: Tensor, y: Tensor, ds: Tensor) -> None:
             nonlocal last
@@ -155,7 +159,7 @@ class Integrator:
                 torchdiffeq.odeint(
                     func, y, s, method=solver.method, rtol=solver.rtol, atol=solver.atol, options=options
                 )
-        self.nfe = nfe
+        self.nfe, self.trials = counts
         return func.failure(*last, "the state became NaN or infinite")
 
     def _function(
@@ -292,6 +296,7 @@ class _AdaptiveFunction(_Function):
         self.derivative: Tensor | None = None
         self.carried: Tensor | None = None
         self.inputs: list[Tensor] = []
+        self.target = 0.0
         self.latest: Tensor | None = None
         self.starts: dict[float, Tensor] = {}
 
@@ -318,16 +323,18 @@ class _AdaptiveFunction(_Function):
         if ds.requires_grad:  # by a norm of the user's
             return
         end = next((x for x in self.landings if start < x < start + size), start + size)
+        self.target = end
         self.field.expect([start + c * (end - start) for c in self.stages])
 
     def callback_accept_step(self, s: Tensor, y: Tensor, ds: Tensor) -> None:
         """After each accepted step."""
         self.owner.steps += 1
-        start, end = float(s.detach()), float((s + ds).detach())
-        if any(start < x < end - 1e-9 * (end - start) for x in self.landings):
+        start, size = float(s.detach()), float(ds.detach())
+        cut = size == self.target - start  # by torchdiffeq, to land
+        if not cut and any(start < x < start + size for x in self.landings):
             raise _Missed
         if self.kept is not None:
-            self.kept.append(Step(start, float(ds.detach()), y, self.inputs, self.carried))
+            self.kept.append(Step(start, size, y, self.inputs, self.carried))
             self.carried = self.derivative if self.carries else None
 
     def callback_step_adjoint(self, s: Tensor, y: tuple[Tensor, ...], ds: Tensor) -> None:
@@ -371,13 +378,14 @@ def _adjoint_norm(dim: int) -> Callable[[tuple[Tensor, ...]], Tensor]:
 
 def _counting_scipy_method(method: object, func: _Function) -> type:
     """The SciPy method with its steps counted and bound by `max_steps`."""
-    cls, owner = scipy_method(method), func.owner
+    cls, alive = scipy_method(method), weakref.proxy(func)  # a class is freed late
 
     def step(self: Any) -> Any:
+        owner = alive.owner
         owner.trials += 1
         if owner.trials > owner.solver.max_steps:
             y = torch.as_tensor(self.y).reshape(-1, 1)
-            raise func.failure(abs(float(self.t)), y, f"more than max_steps={owner.solver.max_steps} steps")
+            raise alive.failure(abs(float(self.t)), y, f"more than max_steps={owner.solver.max_steps} steps")
         owner.steps += 1
         return cls.step(self)
 

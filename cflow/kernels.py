@@ -245,6 +245,7 @@ class _Velocity(torch.autograd.Function):
         z, *inputs = ctx.saved_tensors[: ctx.inputs]
         saved = ctx.saved_tensors[ctx.inputs :]
         if torch.is_grad_enabled():
+            z, *inputs = (x.view_as(x) for x in (z, *inputs))  # partial derivatives: z depends on tensors too
             wanted = [x for x, need in zip((z, *inputs), needed, strict=True) if need]
             plain = kernel.with_tensors(tuple(inputs[n:]))
             v = plain.velocity(plain.linearize(z, tuple(inputs[:n])))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from . import base
 from .discrete import replay
@@ -50,7 +52,7 @@ class Problem:
         y = torch.cat([z0, z0.new_zeros(len(z0), self.asked.log_density + self.asked.kinetic_energy)], 1)
         states, calls = [y], []
         for index, stretch in enumerate(self.plan.stretches(times, selection, len(z0))):
-            if base.is_users(self.net) and (index == 0 or boundaries is not None):
+            if base.wants_check(self.net) and (index == 0 or boundaries is not None):
                 check_potential(self.net, self.num_flows, z0, stretch, context, record=torch.is_grad_enabled())
             calls.append((states[-1], stretch))
             states += self._advance(states[-1], stretch, context)
@@ -110,17 +112,19 @@ class _Call:
         self.rows = Rows.make(problem.net, stretch.chosen, problem.num_flows, y, row_times)
         sort = self.rows.sort
         self.asked = replace(asked, probe=sort(asked.probe))
-        named = dict(problem.net.named_parameters())
-        self.names = list(named)
+        self.places, tensors, self.buffers = _places(problem.net)
         self.inputs: list[Any] = [
-            sort(y), self.rows.drive.weights, sort(stretch.start), sort(stretch.end), sort(context), *named.values()
+            sort(y), self.rows.drive.weights, sort(stretch.start), sort(stretch.end), sort(context), *tensors
         ]  # fmt: skip
 
-    def field(self, inputs: list[Any], own: bool, lasting: bool = True) -> Field:
-        """The field of these inputs; `own` leaves the potential with its own parameters."""
+    def field(
+        self, inputs: Sequence[Any], own: bool, lasting: bool = True, shifts: tuple[Tensor, Tensor] | None = None
+    ) -> Field:
+        """The field of these inputs; `own` leaves the potential with its own parameters and buffers."""
         y, weights, start, end, context, *parameters = inputs
-        lent = None if own else {f"net.{name}": p for name, p in zip(self.names, parameters, strict=True)}
-        made = Inputs(weights, start, end, context, lent)
+        tensors = [*parameters, *self.buffers]
+        lent = [] if own else [(store, name, tensors[i]) for store, name, i in self.places]
+        made = Inputs(weights, start, end, context, shifts, lent)
         net, length = self.problem.net, self.stretch.length
         return Field(net, self.asked, self.rows.drive, made, length, y, lasting, self.problem.compiled)
 
@@ -128,20 +132,29 @@ class _Call:
         """States (L, R, C) at the landings."""
         recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in self.inputs)
         mode = self.problem.solver.gradient_mode if recorded else "direct"
-        if mode == "adjoint":  # its state holds all gradients in one tensor, of one dtype
-            dtype = self.inputs[0].dtype
-            inputs = [x.to(dtype) if x is not None and x.requires_grad else x for x in self.inputs]
-            return _Isolated.apply(self._by_adjoint, *inputs)  # type: ignore[no-any-return]
+        if mode != "direct" and parametrize._cache_enabled:
+            raise ArgumentError(
+                f"gradient: {mode!r} gives parameters no gradient inside torch.nn.utils.parametrize.cached(); leave "
+                "the block out, or use Solver(…, gradient='direct')"
+            )
+        if mode == "adjoint":
+            inputs = list(self.inputs)
+            if any(x.requires_grad for x in inputs[2:4]):  # as shifts, in the one dtype of the adjoint's state
+                inputs[2:4] = [(x - x.detach()).to(inputs[0].dtype) for x in inputs[2:4]]
+            return _Isolated.apply(self, *inputs)  # type: ignore[no-any-return]
         if mode == "discrete":
             return _Discrete.apply(self, *self.inputs)  # type: ignore[no-any-return]
         return self.problem.integrator(self.field(self.inputs, True), self.inputs[0], self.stretch)
 
-    def _by_adjoint(self, *copies: Tensor | None) -> Tensor:
+    def by_adjoint(self, *copies: Any) -> Tensor:
+        """The solve by torchdiffeq's adjoint, of detached copies of the inputs."""
+        y, weights, start, end, *rest = copies
+        shifts = None
+        if any(x.requires_grad for x in self.inputs[2:4]):
+            shifts, (start, end) = (start, end), (x.detach() for x in self.inputs[2:4])
         with torch.no_grad():
-            field = self.field(list(copies), False, lasting=False)
+            field = self.field([y, weights, start, end, *rest], False, False, shifts)
         wanted = [x for x in copies[1:] if x is not None and x.requires_grad]
-        y = copies[0]
-        assert y is not None
         return self.problem.integrator(field, y, self.stretch, wanted)
 
     def keep(self) -> tuple[Tensor, list[Step]]:
@@ -160,23 +173,24 @@ class _Isolated(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, run: Any, *inputs: Tensor | None) -> Tensor:
+    def forward(ctx: Any, call: _Call, *inputs: Tensor | None) -> Tensor:
+        ctx.integrator = call.problem.integrator
         with torch.enable_grad():
             ctx.copies = [None if x is None else x.detach().requires_grad_(x.requires_grad) for x in inputs]
-            ctx.output = run(*ctx.copies)
+            ctx.output = call.by_adjoint(*ctx.copies)
         ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
         output: Tensor = ctx.output.detach()
         return output
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
+        ctx.integrator.backward_trials = 0
         wanted = [x for x in ctx.copies if x is not None and x.requires_grad]
         with torch.autocast(cotangent.device.type, enabled=False), torch.no_grad():
             found = torch.autograd.grad(
                 ctx.output, wanted, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-        return (None, *_once(_in_place_of(ctx.copies, found)))
+        return (None, *_once(_in_place_of(ctx.copies, found), ctx.saved_tensors))
 
 
 class _Discrete(torch.autograd.Function):
@@ -202,7 +216,7 @@ class _Discrete(torch.autograd.Function):
             with torch.no_grad():
                 along_y, found = replay(field, method, copies[1:], ctx.steps, landings, cotangent)
         made = _in_place_of(copies[1:], found)
-        return (None, *_once([along_y if ctx.needs_input_grad[1] else None, *made]))
+        return (None, *_once([along_y if ctx.needs_input_grad[1] else None, *made], ctx.saved_tensors))
 
 
 def _in_place_of(copies: list[Tensor | None], found: Any) -> list[Tensor | None]:
@@ -211,24 +225,38 @@ def _in_place_of(copies: list[Tensor | None], found: Any) -> list[Tensor | None]
     return [next(left) if x is not None and x.requires_grad else None for x in copies]
 
 
-def _once(grads: list[Tensor | None]) -> list[Tensor | None]:
+def _once(grads: list[Tensor | None], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients; under create_graph=True such that differentiating them is an error, instead of silence."""
     if not torch.is_grad_enabled():
         return grads
-    anchor = torch.zeros((), requires_grad=True)
-    return [None if g is None else _NoSecondDerivative.apply(anchor, g) for g in grads]
+    reached = [x for x in inputs if x is not None and x.requires_grad]
+    return [None if g is None else _NoSecondDerivative.apply(g, *reached) for g in grads]
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """The identity, with an error instead of a gradient."""
+    """The identity, with an error instead of a gradient to what it was made from."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *reached: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
         raise ArgumentError(
             "gradient: the modes 'adjoint' and 'discrete' have no second derivative; use Solver(…, gradient='direct') "
             "where a gradient is differentiated again"
         )
+
+
+def _places(net: nn.Module) -> tuple[list[tuple[dict[str, Any], str, int]], list[Tensor], list[Tensor]]:
+    """Where a potential keeps its tensors, and each of them once: its parameters, and copies of a user's buffers.
+
+    A place is (dict of a module's parameters or buffers, name, index into parameters and buffers). Modules and
+    parameters may occur several times.
+    """
+    parameters = list(net.parameters())
+    buffers = list(net.buffers()) if base.wants_check(net) else []
+    index = {id(x): i for i, x in enumerate([*parameters, *buffers])}
+    stores = [store for m in net.modules() for store in (m._parameters, m._buffers)]
+    places = [(store, name, index[id(x)]) for store in stores for name, x in store.items() if id(x) in index]
+    return places, [*parameters], [x.detach().clone() for x in buffers]
