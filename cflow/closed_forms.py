@@ -254,7 +254,7 @@ class RidgeKernel(_Blocks):
         """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
         s, _, a = saved
         w, weights = self.tensors
-        terms = _sigmoid_vjp(4 * weights * a * w.square().sum(-1)[:, None], s).sum(-1)
+        terms = weights[..., 0] * _sigmoid_vjp(4 * a * w.square().sum(-1)[:, None], s).sum(-1)
         return terms.reshape(-1) if self.blocks > 1 else terms.sum(0)
 
 

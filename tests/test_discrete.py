@@ -153,7 +153,7 @@ def test_memory_is_that_of_the_states():
         flow = PotentialFlow(net, solver=Solver("rk4", step_size=1.0, gradient=gradient))
         z0 = torch.randn(32, 64, requires_grad=True)
         gc.collect()
-        before = {x.untyped_storage().data_ptr() for x in gc.get_objects() if issubclass(type(x), torch.Tensor)}
+        before = {x.untyped_storage().data_ptr() for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter)}
         sizes = {}
 
         def keep(x):
@@ -164,7 +164,7 @@ def test_memory_is_that_of_the_states():
             out = flow(z0, torch.rand(32, 3), (0.0, float(steps)))
         gc.collect()
         for x in gc.get_objects():  # what a node keeps by itself
-            if issubclass(type(x), torch.Tensor):
+            if type(x) in (torch.Tensor, nn.Parameter):
                 sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
         assert out.requires_grad
         return sum(size for pointer, size in sizes.items() if pointer not in before)
