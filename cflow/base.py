@@ -34,7 +34,6 @@ class Potential(nn.Module):
         dim: latent dimensions D.
         num_flows: number of flows K.
         time_dependent: whether u depends on t.
-        has_kernel: whether `kernel` gives the closed form of this very u.
     """
 
     _closed_form: bool = False
@@ -56,6 +55,7 @@ class Potential(nn.Module):
 
     @property
     def has_kernel(self) -> bool:
+        """Whether `kernel` gives the closed form of this very u."""
         return self._closed_form
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
@@ -76,13 +76,18 @@ class Potential(nn.Module):
         return kernel.gradient(z, t, laplacian)
 
     def kernel(self, drive: Drive) -> Kernel:
-        """Return the closed form of the velocity, prepared for one selection, where `has_kernel`."""
-        raise NotImplementedError
+        """Return the closed form of the velocity, prepared for one selection; subclasses with one define it.
+
+        Raises:
+            NotImplementedError: there is none, and `has_kernel` is False.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no closed form; see has_kernel")
 
     def __add__(self, other: nn.Module) -> SumPotential:
         return SumPotential(self, other)
 
     def extra_repr(self) -> str:
+        """Return what `repr` shows."""
         return f"dim={self.dim}, num_flows={self.num_flows}, time_dependent={self.time_dependent}"
 
 
@@ -121,6 +126,7 @@ class SumPotential(Potential):
 
     @property
     def has_kernel(self) -> bool:
+        """Whether every term has one."""
         return self._closed_form and all(map(has_kernel, self.terms))
 
     def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
@@ -254,6 +260,11 @@ def _hutchinson(velocity: Any, z: Tensor, probe: Tensor) -> Derivatives:
 
 
 def positive_int(name: str, x: int) -> int:
+    """The argument as an int.
+
+    Raises:
+        ArgumentError: it is no int ≥ 1.
+    """
     if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < 1:
         raise ArgumentError(f"{name}: expected an int ≥ 1, got {x!r}")
     return int(x)

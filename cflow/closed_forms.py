@@ -44,6 +44,7 @@ class _Blocks(_Rows):
         self.none = self.w[:, :1, :1] if self.blocks > 1 else self.w[:, 0]  # stands where there is no bias
 
     def with_tensors(self, tensors: Tensors) -> Kernel:
+        """See `Kernel.with_tensors`."""
         other = super().with_tensors(tensors)
         cast(_Blocks, other)._view()
         return other
@@ -107,6 +108,7 @@ class TwoLayerKernel(_Blocks):
         return torch.baddbmm(self.b2, shift, self.w2.mT)
 
     def embed(self, t: Tensor) -> Tensors:
+        """See `Kernel.embed`."""
         if self.row_times:
             return (0.5 * self.time(t, self.drive),)  # (n, G, R or R/G, H)
         if self.time is None:
@@ -114,6 +116,7 @@ class TwoLayerKernel(_Blocks):
         return (self._bias(self.time(t, self.drive) - 1).transpose(0, 1)[:, :, None],)  # (n, G, 1, H)
 
     def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        """See `Kernel.linearize`."""
         _, b1, w2, c, *base = self.tensors
         s1 = torch.sigmoid(self.first(z, b1, 2))
         x, bias = (s1 + time[0], base[0]) if base else (s1, time[0])
@@ -138,12 +141,15 @@ class TwoLayerKernel(_Blocks):
         return s1, x, s2, q, r, *self._curvatures(s1, s2, q, r)
 
     def stage(self, saved: Tensors, i: int) -> Tensors:
+        """See `Kernel.stage`."""
         return tuple(x[:, i] for x in saved)
 
     def stacked(self, saved: Tensors) -> Tensors:
+        """See `Kernel.stacked`."""
         return tuple(x[:, None] for x in saved)
 
     def velocity(self, saved: Tensors) -> Tensor:
+        """See `Kernel.velocity`."""
         return self.last(saved[4])
 
     def _times_derivative(self, p: Tensor, s: Tensor) -> Tensor:
@@ -158,6 +164,7 @@ class TwoLayerKernel(_Blocks):
         return q * torch.rsub(s2, 2, alpha=4), r * torch.rsub(s1, 0.5)
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
+        """See `Kernel.pull_back`."""
         s1, _, s2, q, r, *curved = saved
         w2 = self.tensors[2]
         curved2, curved1 = curved or self._curvatures(s1, s2, q, r)
@@ -169,6 +176,7 @@ class TwoLayerKernel(_Blocks):
         return self.last(dr), (h1, a2, dq, dr)
 
     def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+        """See `Kernel.parameters`."""
         _, _, w2, c, *base = self.tensors
         _, x, s2, q, r = (part.flatten(1, 2) for part in stages.saved[:5])  # (G, S·R or S·R/G, H)
         h1, a2, dq = (torch.cat([made[i] for made in stages.made], 1) for i in range(3))
@@ -201,6 +209,7 @@ class TwoLayerKernel(_Blocks):
         return x.reshape(-1) if self.blocks > 1 else x.sum(0)
 
     def prepare_probe(self, probe: Tensor) -> Tensor | None:
+        """See `Kernel.prepare_probe`."""
         return self.first(probe, None, 1)
 
 
@@ -215,12 +224,14 @@ class RidgeKernel(_Blocks):
         super().__init__(drive, (drive.stack(w), drive.scale(torch.ones_like(self.a[:, :, :1]))))
 
     def embed(self, t: Tensor) -> Tensors:
+        """See `Kernel.embed`."""
         if self.time is None:
             return self.a.expand(len(t), *self.a.shape), self.b.expand(len(t), *self.b.shape)
         da, db = self.time(t, self.drive)  # (n, G, 1, H), or (n, G, R or R/G, H)
         return self.a + da, self.b + db
 
     def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        """See `Kernel.linearize`."""
         weights = self.tensors[1]
         a, b = time
         s = torch.sigmoid(2 * (self.first(z, None, 1) + b) if self.row_times else self.first(z, b, 2))
@@ -230,15 +241,18 @@ class RidgeKernel(_Blocks):
         return s, torch.addcmul(-c, c, s, value=2, out=self.rowwise(s)), a
 
     def velocity(self, saved: Tensors) -> Tensor:
+        """See `Kernel.velocity`."""
         return self.last(saved[1])
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
+        """See `Kernel.pull_back`."""
         s, _, a = saved
         x = self.first(cotangent, None, 1)
         dr = _sigmoid_vjp(4 * self.tensors[1] * a * x, s)
         return self.last(dr), (x, dr)
 
     def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+        """See `Kernel.parameters`."""
         _, weights = self.tensors
         s, r, a = (part.transpose(0, 1) for part in stages.saved)  # (G, S, R or R/G or 1, H)
         x, dr = (torch.stack([made[i] for made in stages.made], 1) for i in range(2))
@@ -271,12 +285,15 @@ class LinearKernel(_Rows):
         self.tensors = (s, b) if w is None else (s, b, w)
 
     def embed(self, t: Tensor) -> Tensors:
+        """See `Kernel.embed`."""
         return ()
 
     def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        """See `Kernel.linearize`."""
         return (z,)
 
     def velocity(self, saved: Tensors) -> Tensor:
+        """See `Kernel.velocity`."""
         s, b, *w = self.tensors
         if w:
             return self._mix(saved[0], s, w[0]) + w[0] @ b[:, 0]
@@ -287,12 +304,14 @@ class LinearKernel(_Rows):
         return _weighted(z, w) @ s.reshape(-1, s.shape[-1])
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
+        """See `Kernel.pull_back`."""
         s, _, *w = self.tensors
         if w:
             return self._mix(cotangent, s.mT, w[0]), ()
         return torch.bmm(self.rows(cotangent), s.mT).view(-1, s.shape[-1]), ()
 
     def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+        """See `Kernel.parameters`."""
         s, b, *w = self.tensors
         if not w:
             z = torch.cat([self.rows(x) for x in stages.z], 1)

@@ -33,6 +33,7 @@ class Compiled:
         return self._compiled is not None and not self.failed
 
     def __call__(self, *args: Any) -> Any:
+        """Call the function, compiled where that works."""
         if self.failed:
             return self.function(*args)
         if self._compiled is None:

@@ -5,8 +5,9 @@ k_i = f(y_i) and y_i = y + h Σ_{j<i} a_{ij} k_j. From the cotangent λ' of y', 
 
 .. math:: κ_i = h (b_i λ' + Σ_{j>i} a_{ji} μ_j), \quad μ_i = (∂f/∂y)^T κ_i, \quad λ = λ' + Σ_i μ_i
 
-and the gradient of θ is Σ_i (∂f/∂θ)ᵀ κ_i. Only the states at the starts of the steps are kept; the steps that an
-adaptive method has accepted are taken as given.
+and the gradient of θ is Σ_i (∂f/∂θ)ᵀ κ_i. Of a step, the state at its start is kept; and where f is a kernel's closed
+form those at its stages, so that the stages of a step are linearized in one batch, instead of one after the other from
+the start. The steps that an adaptive method has accepted are taken as given.
 
 References:
     Hager: Runge-Kutta methods in optimal control and the transformed adjoint system, 2000.
@@ -14,12 +15,14 @@ References:
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from .errors import CflowError
 from .fields import Field
 from .integrate import Step
 from .kernels import Kernel, Stages, Tensors
@@ -47,28 +50,40 @@ def replay(
     Returns:
         the gradient of the start (R, C), and those of the inputs that require one.
     """
-    table = tableau(method)
-    assert table is not None
+    table = cast(Tableau, tableau(method))
     wanted = [x for x in inputs if x is not None and x.requires_grad]
-    closed = field.kernel is not None and not field.asked.log_density
-    pull = (_ClosedSteps if closed else _RecordedSteps)(field, table, wanted)
-    index = {x: i for i, x in enumerate(landings)}
+    pull = (_ClosedSteps if field.closed else _RecordedSteps)(field, table, wanted)
+    left = dict(zip(landings, cotangent, strict=True))
     ends = [*(step.start for step in steps[1:]), landings[-1]]
     along_y = torch.zeros_like(cotangent[0])
     carried: Tensor | None = None
     pull.prepare(steps)
     for n in reversed(range(len(steps))):
-        if ends[n] in index:
-            along_y = along_y + cotangent[index[ends[n]]]
+        if ends[n] in left:
+            along_y = along_y + left.pop(ends[n])
         along_y, carried = pull(n, steps[n], along_y, carried)
+    if left:
+        raise CflowError(f"no step ended at {sorted(left)} of {list(landings)}; please report this as a bug of cflow")
     return along_y, pull.finish()
 
 
-class _Steps:
+class _Steps(ABC):
     """Steps to be taken backwards, and the gradients gathered on the way."""
 
     def __init__(self, field: Field, table: Tableau, wanted: Sequence[Tensor]) -> None:
         self.field, self.table, self.stages, self.wanted = field, table, table.evaluated, wanted
+
+    def prepare(self, steps: Sequence[Step]) -> None:
+        """Do once what all steps share."""
+        return
+
+    @abstractmethod
+    def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Cotangents of a step's start and of what it took over, from those of its end and of its last stage."""
+
+    @abstractmethod
+    def finish(self) -> list[Tensor]:
+        """Return the gradients of the wanted inputs."""
 
     def clock(self, steps: Sequence[Step]) -> list[float]:
         """Points of the clock at all stages of some steps."""
@@ -81,9 +96,6 @@ class _RecordedSteps(_Steps):
     def __init__(self, field: Field, table: Tableau, wanted: Sequence[Tensor]) -> None:
         super().__init__(field, table, wanted)
         self.grads = [torch.zeros_like(x) for x in wanted]
-
-    def prepare(self, steps: Sequence[Step]) -> None:
-        pass
 
     def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
         field, table, stages = self.field, self.table, self.stages
@@ -114,6 +126,7 @@ class _RecordedSteps(_Steps):
         return found[0], found[1] if len(sources) > 1 else None
 
     def finish(self) -> list[Tensor]:
+        """See `_Steps.finish`."""
         return self.grads
 
 
@@ -122,8 +135,7 @@ class _ClosedSteps(_Steps):
 
     def __init__(self, field: Field, table: Tableau, wanted: Sequence[Tensor]) -> None:
         super().__init__(field, table, wanted)
-        assert field.kernel is not None
-        self.kernel = field.kernel
+        self.kernel = cast(Kernel, field.kernel)
         self.plain: Kernel = self.kernel.with_tensors(tuple(x.detach() for x in self.kernel.tensors))
         self.rate: Any = field.rate.detach() if isinstance(field.rate, Tensor) else field.rate
         self.rate_wanted = isinstance(field.rate, Tensor) and field.rate.requires_grad
@@ -134,6 +146,7 @@ class _ClosedSteps(_Steps):
         self.totals: list[Tensor] = []
 
     def prepare(self, steps: Sequence[Step]) -> None:
+        """Embed the times of all stages in one batch, where all rows share them."""
         if self.kernel.num_times and not self.field.drive.row_times:
             with torch.enable_grad():
                 self.tables = self.field.patched(lambda: self.field.times(self.clock(steps)))
@@ -222,6 +235,7 @@ class _ClosedSteps(_Steps):
         self.totals = [a + b for a, b in zip(self.totals, found, strict=True)] if self.totals else list(found)
 
     def finish(self) -> list[Tensor]:
+        """Carry what has been gathered for tensors, times and rate on to the wanted inputs."""
         if not self.wanted:
             return []
         self._chain([*self.kernel.tensors, *self.tables], [*self.along_tensors, *self.along_tables])
@@ -245,6 +259,5 @@ def _combine_back(
     out = along * (size * b)
     for mu, a in zip(pulled[i + 1 :], column, strict=True):
         if a:
-            assert mu is not None
-            out = torch.add(out, mu, alpha=size * a)
+            out = torch.add(out, cast(Tensor, mu), alpha=size * a)
     return out

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import base
 from .compiled import Compiled
 from .errors import ArgumentError, ArgumentTypeError
-from .kernels import Drive, Kernel, Tensors, velocity
+from .kernels import Drive, Kernel, Tensors, derivatives, velocity
 from .segments import Stretch
 from .selection import as_weights
 
@@ -180,8 +180,16 @@ class Field:
             for store, name, x in own:
                 store[name] = x
 
+    @property
+    def closed(self) -> bool:
+        """Whether its derivatives, too, are closed forms."""
+        return self.kernel is not None and not self.asked.log_density
+
     def times(self, s: Sequence[float] | Tensor) -> Tensors:
         """What evaluations at n points of the clock read of them: tensors (n, …)."""
+        return self._embed(self.kernel, s)
+
+    def _embed(self, kernel: Kernel | None, s: Sequence[float] | Tensor) -> Tensors:
         device = self.inputs.start.device
         if self._ends is not None and not isinstance(s, Tensor):
             between = [_between(*self._ends, x / self.length) for x in s]
@@ -189,8 +197,8 @@ class Field:
         else:
             part = (torch.as_tensor(s, dtype=torch.float64, device=device) / self.length).clamp(0, 1)
             begin, stop = self.inputs.ends()
-            t = torch.lerp(begin, stop, part if begin.ndim == 0 else part[:, None])
-        return (t.to(self.dtype),) if self.kernel is None else self.kernel.embed(t.to(self.dtype))
+            t = torch.lerp(begin, stop, part if begin.ndim == 0 else part[:, None]).to(self.dtype)
+        return (t,) if kernel is None else kernel.embed(t)
 
     def expect(self, s: list[float]) -> None:
         """Prepare the times of the next evaluations, in this order, in one batch."""
@@ -213,9 +221,7 @@ class Field:
     def _evaluate_once(self, s: Tensor, y: Tensor) -> Tensor:
         """Record every step from the parameters to the derivative."""
         kernel, probe = self._prepare()
-        self.kernel, kept = kernel, self.kernel
-        time = tuple(x[0] for x in self.times(s[None]))
-        self.kernel = kept
+        time = tuple(x[0] for x in self._embed(kernel, s[None]))
         out = self._derivative(kernel, probe, y, time, self._rate())
         return out if out.requires_grad else out + 0 * y  # without z u stands still; torchdiffeq wants a graph
 
@@ -241,20 +247,14 @@ class Field:
             return cast(base.Derivatives, run(self.net, z, weights, time[0], context, asked, probe))
         if self.compiled is not None:
             return cast(base.Derivatives, self.compiled.of_kernel(kernel, z, time, asked, probe))
-        return (velocity(kernel, z, time), None) if not asked else closed_form(kernel, z, time, True, probe)
-
-
-def closed_form(kernel: Kernel, z: Tensor, time: Tensors, laplacian: bool, probe: Any) -> base.Derivatives:
-    """A kernel's velocity and, if asked for, its Laplacian, by differentiable operations."""
-    saved = kernel.linearize(z, time)
-    return kernel.velocity(saved), kernel.laplacian(saved, probe) if laplacian else None
+        return (velocity(kernel, z, time), None) if not asked else derivatives(kernel, z, time, True, probe)
 
 
 class CompiledField:
     """The velocity of `PotentialFlow(…, compile=True)`: a kernel's, and that of a module without one."""
 
     def __init__(self) -> None:
-        self.of_kernel, self.of_module = Compiled(closed_form), Compiled(base.gradient)
+        self.of_kernel, self.of_module = Compiled(derivatives), Compiled(base.gradient)
 
 
 def _between(start: float, end: float, part: float) -> float:

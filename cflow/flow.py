@@ -130,6 +130,7 @@ class PotentialFlow(nn.Module):
         return self._num_flows
 
     def extra_repr(self) -> str:
+        """Return what `repr` shows."""
         return f"solver={self.solver}, divergence={self.divergence_estimator!r}"
 
     # --- solves -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchdiffeq
@@ -19,7 +19,7 @@ from .errors import IntegrationError
 from .fields import Field
 from .segments import Stretch
 from .solvers import Solver, scipy_method
-from .tableau import tableau
+from .tableau import Tableau, tableau
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Step:
     Attributes:
         start, size: where it starts and how long it is.
         y: the state at its start (R, C).
-        inputs: the states (R, C) at its stages after the first.
+        inputs: the states (R, C) at its stages after the first; empty where a replay records the step once more.
         carried: the last stage of the step before, where the method takes it as its first (see `Tableau`).
     """
 
@@ -170,15 +170,15 @@ class Integrator:
 
     def _grid(self, landings: list[float], stretch: Stretch, y: Tensor) -> list[float]:
         """Ends of a fixed-step method's steps: between landings the fewest equal ones no longer than step_size."""
-        assert self.solver.step_size is not None
+        step_size = cast(float, self.solver.step_size)
         grid = landings[:1]
         for start, end in itertools.pairwise(landings):
-            ratio = (end - start) / self.solver.step_size
+            ratio = (end - start) / step_size
             n = max(1, math.ceil(ratio - self.slack * max(1.0, ratio)))
             self.trials += n
             if self.trials > self.solver.max_steps:
                 raise IntegrationError(
-                    f"{self.solver.method} with step_size={self.solver.step_size:g} needs more than "
+                    f"{self.solver.method} with step_size={step_size:g} needs more than "
                     f"max_steps={self.solver.max_steps} steps; take a larger step_size or raise max_steps",
                     t=float(stretch.origin.flatten()[0]),
                     max_abs_z=float(y.detach().abs().amax()),
@@ -280,7 +280,7 @@ class _FixedFunction(_Function):
             self.kept.append(Step(start, end - start, y, [], None))
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
-        if self.kept is not None and y is not self.kept[-1].y:
+        if self.kept is not None and self.field.closed and y is not self.kept[-1].y:
             self.kept[-1].inputs.append(y)
         return super().__call__(s, y)
 
@@ -290,8 +290,7 @@ class _AdaptiveFunction(_Function):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        known = tableau(self.owner.solver.method)
-        assert known is not None
+        known = cast(Tableau, tableau(self.owner.solver.method))
         self.stages, self.carries = known.c[1:], known.carries
         self.derivative: Tensor | None = None
         self.carried: Tensor | None = None
@@ -301,7 +300,7 @@ class _AdaptiveFunction(_Function):
         self.starts: dict[float, Tensor] = {}
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
-        if self.kept is not None:
+        if self.kept is not None and self.field.closed:
             self.inputs.append(y)
         self.latest, self.derivative = y, super().__call__(s, y)
         return self.derivative

@@ -55,14 +55,6 @@ class Drive:
             return x
         return x * (self.weights[:, None, None] if self.weights.ndim == 1 else self.weights.mT[..., None])
 
-    def one_hot(self, num_flows: int, like: Tensor) -> Tensor:
-        """As mixture weights (K,) or (R, K), for R rows of `like`."""
-        if self.weights is not None:
-            return self.weights
-        flows = torch.tensor(self.flows, device=like.device)
-        weights = torch.nn.functional.one_hot(flows, num_flows).to(like)
-        return weights[0] if self.blocks == 1 else weights.repeat_interleave(len(like) // self.blocks, 0)
-
 
 @dataclass
 class Stages:
@@ -144,8 +136,7 @@ class Kernel(ABC):
         time = tuple(x[0] for x in self.embed(t[None]))
         if not laplacian:
             return velocity(self, z, time), None
-        saved = self.linearize(z, time)
-        return self.velocity(saved), self.laplacian(saved, None if probe is None else self.prepare_probe(probe))
+        return derivatives(self, z, time, True, None if probe is None else self.prepare_probe(probe))
 
     def with_tensors(self, tensors: Tensors) -> Kernel:
         """The same kernel of other tensors."""
@@ -166,6 +157,7 @@ class SumKernel(Kernel):
         self.num_made = sum(term.num_made for term in terms)
 
     def with_tensors(self, tensors: Tensors) -> SumKernel:
+        """See `Kernel.with_tensors`."""
         parts = _split(tensors, [len(term.tensors) for term in self.terms])
         return SumKernel([term.with_tensors(part) for term, part in zip(self.terms, parts, strict=True)])
 
@@ -178,20 +170,25 @@ class SumKernel(Kernel):
         return _split(made, [term.num_made for term in self.terms])
 
     def embed(self, t: Tensor) -> Tensors:
+        """See `Kernel.embed`."""
         return tuple(x for term in self.terms for x in term.embed(t))
 
     def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        """See `Kernel.linearize`."""
         times = _split(time, [term.num_times for term in self.terms])
         return tuple(x for term, part in zip(self.terms, times, strict=True) for x in term.linearize(z, part))
 
     def velocity(self, saved: Tensors) -> Tensor:
+        """See `Kernel.velocity`."""
         return cast(Tensor, sum(term.velocity(s) for term, s in zip(self.terms, self._parts(saved), strict=True)))
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
+        """See `Kernel.pull_back`."""
         parts = [term.pull_back(s, cotangent) for term, s in zip(self.terms, self._parts(saved), strict=True)]
         return cast(Tensor, sum(g for g, _ in parts)), tuple(x for _, made in parts for x in made)
 
     def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+        """See `Kernel.parameters`."""
         made = [self._made(x) for x in stages.made]
         grads: Tensors = ()
         times: Tensors = ()
@@ -201,30 +198,44 @@ class SumKernel(Kernel):
         return grads, times
 
     def linearize_all(self, z: Tensor, times: Tensors) -> Tensors:
+        """See `Kernel.linearize_all`."""
         parts = zip(self.terms, _split(times, [term.num_times for term in self.terms]), strict=True)
         return tuple(x for term, part in parts for x in term.linearize_all(z, part))
 
     def stage(self, saved: Tensors, i: int) -> Tensors:
+        """See `Kernel.stage`."""
         parts = zip(self.terms, self._parts(saved), strict=True)
         return tuple(x for term, part in parts for x in term.stage(part, i))
 
     def stacked(self, saved: Tensors) -> Tensors:
+        """See `Kernel.stacked`."""
         parts = zip(self.terms, self._parts(saved), strict=True)
         return tuple(x for term, part in parts for x in term.stacked(part))
 
     def laplacian(self, saved: Tensors, probe: Any) -> Tensor:
+        """See `Kernel.laplacian`."""
         probes = probe or [None] * len(self.terms)
         parts = zip(self.terms, self._parts(saved), probes, strict=True)
         return cast(Tensor, sum(term.laplacian(s, p) for term, s, p in parts))
 
     def prepare_probe(self, probe: Tensor) -> Any:
+        """See `Kernel.prepare_probe`."""
         return [term.prepare_probe(probe) for term in self.terms]
+
+
+def derivatives(kernel: Kernel, z: Tensor, time: Tensors, laplacian: bool, probe: Any) -> tuple[Tensor, Tensor | None]:
+    """v (R, D) at one entry of `embed` and, if asked for, ∇·v (R,), by differentiable operations.
+
+    `probe` is what `prepare_probe` made, or None.
+    """
+    saved = kernel.linearize(z, time)
+    return kernel.velocity(saved), kernel.laplacian(saved, probe) if laplacian else None
 
 
 def velocity(kernel: Kernel, z: Tensor, time: Tensors) -> Tensor:
     """v (R, D), recorded as one node with a closed-form backward pass where gradients are recorded."""
     if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return kernel.velocity(kernel.linearize(z, time))
+        return derivatives(kernel, z, time, False, None)[0]
     return cast(Tensor, _Velocity.apply(kernel, z, *time, *kernel.tensors))
 
 
@@ -248,7 +259,7 @@ class _Velocity(torch.autograd.Function):
             z, *inputs = (x.view_as(x) for x in (z, *inputs))  # partial derivatives: z depends on tensors too
             wanted = [x for x, need in zip((z, *inputs), needed, strict=True) if need]
             plain = kernel.with_tensors(tuple(inputs[n:]))
-            v = plain.velocity(plain.linearize(z, tuple(inputs[:n])))
+            v = derivatives(plain, z, tuple(inputs[:n]), False, None)[0]
             found = iter(torch.autograd.grad(v, wanted, cotangent, create_graph=True, materialize_grads=True))
             return (None, *(next(found) if need else None for need in needed))
         along_z, made = kernel.pull_back(saved, cotangent)

@@ -287,6 +287,7 @@ def _array(x: Tensor) -> Any:
 
 
 def new_axes(ax: Axes | None, projection: str | None = None) -> Axes:
+    """The axes given, or those of a figure of their own."""
     if ax is not None:
         return ax
     from .figure import ShownFigure

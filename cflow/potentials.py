@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,7 @@ class MLPPotential(Potential):
 
     @property
     def has_kernel(self) -> bool:
+        """See `Potential`; none under `output_tanh`."""
         return super().has_kernel and not self.output_tanh
 
     def kernel(self, drive: Drive) -> TwoLayerKernel:
@@ -145,8 +146,7 @@ class RidgePotential(Potential):
 
     def _times(self, t: Tensor, drive: Drive) -> Tensor:
         """Changes of a and b: (2, n, G, 1, H) at shared times (n,), (2, n, G, R or R/G, H) at times of rows (n, R)."""
-        assert self.time is not None
-        out = self.time(t).unflatten(-1, (2, self.num_flows, 1, self.hidden))  # (n, [R,] 2, K, 1, H)
+        out = cast(nn.Module, self.time)(t).unflatten(-1, (2, self.num_flows, 1, self.hidden))  # (n, [R,] 2, K, 1, H)
         if t.ndim == 1:
             return drive.stack(out.movedim(-3, 0)).movedim(0, -3).movedim(1, 0)
         if drive.blocks == 1:

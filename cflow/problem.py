@@ -137,6 +137,8 @@ class _Call:
                 f"gradient: {mode!r} gives parameters no gradient inside torch.nn.utils.parametrize.cached(); leave "
                 "the block out, or use Solver(…, gradient='direct')"
             )
+        if mode != "direct":
+            self.buffers = [x.detach().clone() for x in self.buffers]  # as they are now, also in the backward pass
         if mode == "adjoint":
             inputs = list(self.inputs)
             if any(x.requires_grad for x in inputs[2:4]):  # as shifts, in the one dtype of the adjoint's state
@@ -249,14 +251,14 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 def _places(net: nn.Module) -> tuple[list[tuple[dict[str, Any], str, int]], list[Tensor], list[Tensor]]:
-    """Where a potential keeps its tensors, and each of them once: its parameters, and copies of a user's buffers.
+    """Where a potential keeps its tensors, and each of them once: its parameters, and a user's buffers.
 
     A place is (dict of a module's parameters or buffers, name, index into parameters and buffers). Modules and
     parameters may occur several times.
     """
-    parameters = list(net.parameters())
+    parameters: list[Tensor] = list(net.parameters())
     buffers = list(net.buffers()) if base.wants_check(net) else []
     index = {id(x): i for i, x in enumerate([*parameters, *buffers])}
     stores = [store for m in net.modules() for store in (m._parameters, m._buffers)]
     places = [(store, name, index[id(x)]) for store in stores for name, x in store.items() if id(x) in index]
-    return places, [*parameters], [x.detach().clone() for x in buffers]
+    return places, parameters, buffers

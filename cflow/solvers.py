@@ -35,8 +35,8 @@ class Solver:
             requested times or schedule boundaries is cut into the fewest equal steps no longer than this.
         rtol, atol: relative and absolute tolerance of adaptive methods. A step is accepted where the error of
             every row of the batch (root mean square over its dimensions) is within atol + rtol·|z|.
-        gradient: "discrete": the exact gradient of the discrete solve, for explicit Runge-Kutta methods: only the
-            states at the accepted steps are kept, and the steps replayed backwards. "direct": the same gradient by
+        gradient: "discrete": the exact gradient of the discrete solve, for explicit Runge-Kutta methods: only
+            states are kept, and the accepted steps replayed backwards. "direct": the same gradient by
             backpropagation through the solver, which keeps every intermediate result and can be differentiated
             again. "adjoint": torchdiffeq's continuous adjoint, memory independent of the number of steps, exact up
             to the tolerance. "auto": adjoint for adaptive methods and "scipy_solver"; discrete for explicit
