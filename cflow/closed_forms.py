@@ -28,7 +28,13 @@ class _Rows(Kernel):
 
 
 class _Blocks(_Rows):
-    """First and last layer of a stack, tensors[0] of shape (G, H, D): one product for a mixture, else one a block."""
+    """First and last layer of a stack, tensors[0] of shape (G, H, D): one product for a mixture, else one a block.
+
+    Attributes:
+        unused: has a shape that a bias may have; stands where there is none.
+    """
+
+    unused: Tensor
 
     def __init__(self, drive: Drive, tensors: Tensors) -> None:
         super().__init__(drive)
@@ -39,9 +45,9 @@ class _Blocks(_Rows):
         """Look at the tensors as the products want them, once."""
         w = self.tensors[0]
         self.flows, self.hidden, self.dim = w.shape
+        self.width = self.hidden * (1 if self.blocks > 1 else self.flows)
         self.w = w if self.blocks > 1 else w.reshape(-1, self.dim)
         self.wt = self.w.mT
-        self.none = self.w[:, :1, :1] if self.blocks > 1 else self.w[:, 0]  # stands where there is no bias
 
     def with_tensors(self, tensors: Tensors) -> Kernel:
         """See `Kernel.with_tensors`."""
@@ -49,12 +55,15 @@ class _Blocks(_Rows):
         cast(_Blocks, other)._view()
         return other
 
-    def first(self, z: Tensor, b: Tensor | None, scale: float) -> Tensor:
-        """scale · (z Wᵀ + b), (G, R or R/G, H), for b (G, 1, H) or None."""
+    def bias(self, b: Tensor) -> Tensor:
+        """b (G, 1, H) as `first` wants it."""
+        return b if self.blocks > 1 else b.reshape(-1)
+
+    def first(self, z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        """scale · (z Wᵀ + b), (G, R or R/G, H), for a `bias` or None."""
+        bias, beta = (self.unused, 0.0) if bias is None else (bias, scale)
         if self.blocks > 1:
-            bias, beta = (self.none, 0.0) if b is None else (b, scale)
             return torch.baddbmm(bias, self.rows(z), self.wt, beta=beta, alpha=scale)
-        bias, beta = (self.none, 0.0) if b is None else (b.reshape(-1), scale)
         out = torch.addmm(bias, z, self.wt, beta=beta, alpha=scale)
         return out.view(-1, self.flows, self.hidden).transpose(0, 1)
 
@@ -62,7 +71,7 @@ class _Blocks(_Rows):
         """Σ_g r_g W_g (R, D) for r (G, R or R/G, H)."""
         if self.blocks > 1:
             return torch.bmm(r, self.w).view(-1, self.dim)
-        return r.transpose(0, 1).reshape(-1, self.flows * self.hidden) @ self.w
+        return torch.mm(r.transpose(0, 1).flatten(1), self.w)
 
     def rowwise(self, x: Tensor) -> Tensor:
         """An empty (G, R or R/G, H) that `last` takes without a copy."""
@@ -75,7 +84,7 @@ class _Blocks(_Rows):
         """Σ drᵀ z + rᵀ λ and Σ dr, for dr (G, R or R/G, H) of each stage and r (G, S·R or S·R/G, H) of all."""
         if self.blocks > 1:
             z, cotangents = [self.rows(x) for x in stages.z], [self.rows(x) for x in stages.cotangents]
-            along = torch.cat(list(dr), 1)
+            along = _join(dr)
             return torch.bmm(torch.cat([along, r], 1).mT, torch.cat([*z, *cotangents], 1)), along.sum(1, keepdim=True)
         along = torch.cat([*(x.transpose(0, 1).flatten(1) for x in dr), r.transpose(0, 1).flatten(1)])
         product = along.mT @ torch.cat([stages.z.flatten(0, 1), *stages.cotangents])
@@ -102,7 +111,8 @@ class TwoLayerKernel(_Blocks):
 
     def _view(self) -> None:
         super()._view()
-        self.w2t = self.tensors[2].mT
+        self.b1, self.w2t = self.bias(self.tensors[1]), self.tensors[2].mT
+        self.unused = self.b1
 
     def _bias(self, shift: Tensor) -> Tensor:
         return torch.baddbmm(self.b2, shift, self.w2.mT)
@@ -115,23 +125,23 @@ class TwoLayerKernel(_Blocks):
             return (self._bias(-torch.ones_like(self.b2)).expand(len(t), *self.b2.shape),)
         return (self._bias(self.time(t, self.drive) - 1).transpose(0, 1)[:, :, None],)  # (n, G, 1, H)
 
-    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""
-        _, b1, w2, c, *base = self.tensors
-        s1 = torch.sigmoid(self.first(z, b1, 2))
+        _, _, w2, c, *base = self.tensors
+        s1 = _sigmoid(self.first(z, self.b1, 2))
         x, bias = (s1 + time[0], base[0]) if base else (s1, time[0])
-        s2 = torch.sigmoid(torch.baddbmm(bias, x, self.w2t, beta=2, alpha=4))
-        q = _sigmoid_vjp(c, s2)
+        s2 = _sigmoid(torch.baddbmm(bias, x, self.w2t, beta=2, alpha=4))
+        q = _sigmoid_vjp(c, s2, s2 if reuse else None)
         p = torch.bmm(q, w2)
-        return s1, x, s2, q, self._times_derivative(p, s1)
+        return s1, x, s2, q, self._times_derivative(p, s1, s1 if reuse else None)
 
     def linearize_all(self, z: Tensor, times: Tensors) -> Tensors:
         """The same for S states at once, (G, S, R or R/G, H), with two factors that every pull-back needs."""
-        _, b1, w2, c, *base = self.tensors
+        _, _, w2, c, *base = self.tensors
         count, flows, hidden = z.shape[0], self.flows, self.hidden
         if self.blocks > 1:
             z = z.view(count, flows, -1, z.shape[-1]).transpose(0, 1)
-        s1 = torch.sigmoid_(self.first(z.reshape(-1, self.dim), b1, 2)).reshape(flows, count, -1, hidden)
+        s1 = torch.sigmoid_(self.first(z.reshape(-1, self.dim), self.b1, 2)).reshape(flows, count, -1, hidden)
         time = times[0].transpose(0, 1)  # (G, S, 1 or R or R/G, H)
         x, bias = (s1 + time, base[0][:, None]) if base else (s1, time)
         a2 = torch.bmm(x.flatten(1, 2), self.w2t).view(x.shape)
@@ -140,9 +150,9 @@ class TwoLayerKernel(_Blocks):
         r = _sigmoid_vjp(torch.bmm(q.flatten(1, 2), w2).view(x.shape), s1)
         return s1, x, s2, q, r, *self._curvatures(s1, s2, q, r)
 
-    def stage(self, saved: Tensors, i: int) -> Tensors:
-        """See `Kernel.stage`."""
-        return tuple(x[:, i] for x in saved)
+    def unstacked(self, saved: Tensors) -> list[Tensors]:
+        """See `Kernel.unstacked`."""
+        return list(zip(*(x.unbind(1) for x in saved), strict=True))
 
     def stacked(self, saved: Tensors) -> Tensors:
         """See `Kernel.stacked`."""
@@ -152,11 +162,11 @@ class TwoLayerKernel(_Blocks):
         """See `Kernel.velocity`."""
         return self.last(saved[4])
 
-    def _times_derivative(self, p: Tensor, s: Tensor) -> Tensor:
-        """p s (1 − s) in the layout of `last`."""
+    def _times_derivative(self, p: Tensor, s: Tensor, out: Tensor | None = None) -> Tensor:
+        """p s (1 − s) in the layout of `last`, which that of `first` is too."""
         if torch.is_grad_enabled():
             return _sigmoid_vjp(p, s)
-        return cast(Tensor, torch.ops.aten.sigmoid_backward.grad_input(p, s, grad_input=self.rowwise(p)))
+        return _sigmoid_vjp(p, s, self.rowwise(p) if out is None else out)
 
     @staticmethod
     def _curvatures(s1: Tensor, s2: Tensor, q: Tensor, r: Tensor) -> Tensors:
@@ -179,7 +189,7 @@ class TwoLayerKernel(_Blocks):
         """See `Kernel.parameters`."""
         _, _, w2, c, *base = self.tensors
         _, x, s2, q, r = (part.flatten(1, 2) for part in stages.saved[:5])  # (G, S·R or S·R/G, H)
-        h1, a2, dq = (torch.cat([made[i] for made in stages.made], 1) for i in range(3))
+        h1, a2, dq = (_join([made[i] for made in stages.made]) for i in range(3))
         shape = len(dq), len(stages.made), -1, dq.shape[-1]
         along_w1, along_b1 = self.first_gradient(stages, [made[3] for made in stages.made], r)
         along_w2 = torch.baddbmm(torch.bmm(q.mT, h1), dq.mT, x, beta=0.25, alpha=0.5)
@@ -223,6 +233,10 @@ class RidgeKernel(_Blocks):
         self.a, self.b = drive.stack(a), drive.stack(b)
         super().__init__(drive, (drive.stack(w), drive.scale(torch.ones_like(self.a[:, :, :1]))))
 
+    def _view(self) -> None:
+        super()._view()
+        self.unused = self.w[:, :1, :1] if self.blocks > 1 else self.w[:, 0]
+
     def embed(self, t: Tensor) -> Tensors:
         """See `Kernel.embed`."""
         if self.time is None:
@@ -230,11 +244,11 @@ class RidgeKernel(_Blocks):
         da, db = self.time(t, self.drive)  # (n, G, 1, H), or (n, G, R or R/G, H)
         return self.a + da, self.b + db
 
-    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""
         weights = self.tensors[1]
         a, b = time
-        s = torch.sigmoid(2 * (self.first(z, None, 1) + b) if self.row_times else self.first(z, b, 2))
+        s = _sigmoid(2 * (self.first(z, None, 1) + b) if self.row_times else self.first(z, self.bias(b), 2))
         c = weights * a
         if torch.is_grad_enabled():
             return s, c * (2 * s - 1), a
@@ -283,12 +297,13 @@ class LinearKernel(_Rows):
         if w is not None and w.ndim == 1:
             s, b, w = torch.tensordot(w, s, 1)[None], torch.tensordot(w, b, 1)[None], None
         self.tensors = (s, b) if w is None else (s, b, w)
+        self.width = s.shape[-1]
 
     def embed(self, t: Tensor) -> Tensors:
         """See `Kernel.embed`."""
         return ()
 
-    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""
         return (z,)
 
@@ -331,11 +346,24 @@ class LinearKernel(_Rows):
         return w[0] @ trace if w else trace.repeat_interleave(rows // len(s))
 
 
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    """Stages (G, R or R/G, H) side by side, (G, S·R or S·R/G, H)."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
+
 def _weighted(z: Tensor, w: Tensor) -> Tensor:
     """w_k z side by side, (R, K·D)."""
     return (w[..., None] * z[:, None]).flatten(1)
 
 
-def _sigmoid_vjp(g: Tensor, s: Tensor) -> Tensor:
-    """g · s (1 − s) for s = σ(x). Broadcasts."""
-    return cast(Tensor, torch.ops.aten.sigmoid_backward(g, s))
+def _sigmoid(x: Tensor) -> Tensor:
+    """σ(x) of a tensor that nothing else reads: in its place, unless that is to be differentiated."""
+    return torch.sigmoid(x) if torch.is_grad_enabled() else torch.sigmoid_(x)
+
+
+_VJP, _VJP_INTO = torch.ops.aten.sigmoid_backward.default, torch.ops.aten.sigmoid_backward.grad_input
+
+
+def _sigmoid_vjp(g: Tensor, s: Tensor, out: Tensor | None = None) -> Tensor:
+    """g · s (1 − s) for s = σ(x). Broadcasts; `out` may be s itself."""
+    return cast(Tensor, _VJP(g, s) if out is None else _VJP_INTO(g, s, grad_input=out))

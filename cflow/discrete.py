@@ -7,7 +7,8 @@ k_i = f(y_i) and y_i = y + h Σ_{j<i} a_{ij} k_j. From the cotangent λ' of y', 
 
 and the gradient of θ is Σ_i (∂f/∂θ)ᵀ κ_i. Of a step, the state at its start is kept; and where f is a kernel's closed
 form those at its stages, so that the stages of a step are linearized in one batch, instead of one after the other from
-the start. The steps that an adaptive method has accepted are taken as given.
+the start; of short steps of few rows, several steps in one batch. The steps that an adaptive method has accepted are
+taken as given.
 
 References:
     Hager: Runge-Kutta methods in optimal control and the transformed adjoint system, 2000.
@@ -15,6 +16,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, cast
@@ -27,6 +29,8 @@ from .fields import Field
 from .integrate import Step
 from .kernels import Kernel, Stages, Tensors
 from .tableau import Tableau, tableau
+
+_CHUNK = 2**16  # hidden units of all rows and stages that are linearized together
 
 
 def replay(
@@ -130,6 +134,30 @@ class _RecordedSteps(_Steps):
         return self.grads
 
 
+@dataclasses.dataclass
+class _Chunk:
+    """Consecutive steps that are linearized together.
+
+    Attributes:
+        first, last: the first and the last of them.
+        skip: stages at the start of each that were taken over from the step before.
+        z, saved: states at all other stages (S, R, D), and what `linearize_all` returned.
+        each: the same of each stage.
+        times: the times of all stages, those taken over included.
+        cotangents, made: gathered backwards, see `Stages`.
+    """
+
+    first: int
+    last: int
+    skip: int
+    z: Tensor
+    saved: Tensors
+    each: list[Tensors]
+    times: Tensors
+    cotangents: list[Tensor] = dataclasses.field(default_factory=list)
+    made: list[Tensors] = dataclasses.field(default_factory=list)
+
+
 class _ClosedSteps(_Steps):
     """Steps of a kernel's velocity and its kinetic energy, in closed form."""
 
@@ -144,26 +172,49 @@ class _ClosedSteps(_Steps):
         self.tables: Tensors = ()  # the times of all stages of all steps, where all rows share them
         self.along_tables: Tensors = ()
         self.totals: list[Tensor] = []
+        self.steps: Sequence[Step] = ()
+        self.chunk: _Chunk | None = None
 
     def prepare(self, steps: Sequence[Step]) -> None:
         """Embed the times of all stages in one batch, where all rows share them."""
+        self.steps = steps
         if self.kernel.num_times and not self.field.drive.row_times:
-            with torch.enable_grad():
-                self.tables = self.field.patched(lambda: self.field.times(self.clock(steps)))
+            self.tables = self._times(steps)
             self.along_tables = tuple(torch.zeros_like(x) for x in self.tables)
 
+    def _times(self, steps: Sequence[Step]) -> Tensors:
+        with torch.enable_grad():
+            return self.field.patched(lambda: self.field.times(self.clock(steps)))
+
+    def _linearize(self, last: int) -> _Chunk:
+        """Linearize a step, and as many before it as together are not too large."""
+        skip = 0 if self.steps[last].carried is None else 1
+        size = self.steps[last].y.shape[0] * self.plain.width * (self.stages - skip)
+        first, most = last, _CHUNK // size
+        while first > 0 and last - first + 1 < most and (self.steps[first - 1].carried is None) == (skip == 0):
+            first -= 1
+        steps, dim = self.steps[first : last + 1], self.field.dim
+        states = [y for step in steps for y in [step.y, *step.inputs][skip : self.stages]]
+        z = torch.stack([y[:, :dim] for y in states] if self.field.asked.kinetic_energy else states)
+        times: Tensors = ()
+        if self.tables:
+            times = tuple(x[first * self.stages : (last + 1) * self.stages] for x in self.tables)
+        elif self.kernel.num_times:
+            times = self._times(steps)
+        saved = self.plain.linearize_all(z, tuple(self._evaluated(x.detach(), skip).flatten(0, 1) for x in times))
+        return _Chunk(first, last, skip, z, saved, self.plain.unstacked(saved), times)
+
+    def _evaluated(self, x: Tensor, skip: int) -> Tensor:
+        """The entries (steps, stages − skip, …) of stages that were not taken over, out of (steps · stages, …)."""
+        return x.view(-1, self.stages, *x.shape[1:])[:, skip:]
+
     def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        table, plain, stages, size = self.table, self.plain, self.stages, step.size
+        chunk = self.chunk = self._linearize(n) if self.chunk is None else self.chunk
+        table, plain, stages, size, skip = self.table, self.plain, self.stages, step.size, chunk.skip
         dim, energy = self.field.dim, self.field.asked.kinetic_energy
-        skip = 0 if step.carried is None else 1
-        tables, where = self._times(n, step, skip)
-        states = [step.y, *step.inputs][skip:stages]
-        z = torch.stack([y[:, :dim] for y in states] if energy else states)
-        saved = plain.linearize_all(z, tuple(x.detach()[where] for x in tables))
+        before = (n - chunk.first) * (stages - skip) - skip
         along_z, along_energy = (along_y[:, :dim], along_y[:, dim:]) if energy else (along_y, along_y)
         pulled: list[Tensor | None] = [None] * stages
-        cotangents: list[Tensor] = []
-        made: list[Tensors] = []
         for i in reversed(range(stages)):
             kappa = _combine_back(along_z, table.b[i], pulled, [row[i] for row in table.a[i + 1 : stages]], i, size)
             kappa_energy = size * table.b[i] * along_energy if energy else along_energy
@@ -172,17 +223,19 @@ class _ClosedSteps(_Steps):
                 kappa_energy = kappa_energy + along_last[:, dim:] if energy else kappa_energy
             if i < skip:
                 break
-            own = plain.stage(saved, i - skip)
+            own = chunk.each[before + i]
             cotangent = self._rated(kappa)
             if energy or self.rate_wanted:
                 v = plain.velocity(own)
                 cotangent = cotangent + abs(self.rate) * kappa_energy * v if energy else cotangent
                 self._differentiate_rate(v, kappa, kappa_energy)
             pulled[i], left = plain.pull_back(own, cotangent)
-            cotangents.append(cotangent)
-            made.append(left)
-        if self.wanted:
-            self._add(Stages(z, saved, cotangents[::-1], made[::-1]), tables, where)
+            chunk.cotangents.append(cotangent)
+            chunk.made.append(left)
+        if n == chunk.first:
+            self.chunk = None
+            if self.wanted:
+                self._add(chunk)
         along_z = sum((x for x in pulled if x is not None), along_z)
         if not energy:
             return along_z, kappa if skip else None
@@ -190,16 +243,6 @@ class _ClosedSteps(_Steps):
 
     def _rated(self, v: Tensor) -> Tensor:
         return v if isinstance(self.rate, float) and self.rate == 1.0 else v * self.rate
-
-    def _times(self, n: int, step: Step, skip: int) -> tuple[Tensors, slice]:
-        """Times of all stages of a step, and where those of its evaluated ones lie."""
-        stages = self.stages
-        if not self.kernel.num_times:
-            return (), slice(0)
-        if self.tables:
-            return self.tables, slice(n * stages + skip, (n + 1) * stages)
-        with torch.enable_grad():
-            return self.field.patched(lambda: self.field.times(self.clock([step]))), slice(skip, stages)
 
     def _differentiate_rate(self, v: Tensor, kappa: Tensor, kappa_energy: Tensor) -> None:
         if not self.rate_wanted:
@@ -209,19 +252,21 @@ class _ClosedSteps(_Steps):
             along = along + 0.5 * self.rate.sign() * v.square().sum(-1, keepdim=True) * kappa_energy
         self.along_rate = self.along_rate + (along if self.rate.ndim else along.sum())
 
-    def _add(self, stages: Stages, tables: Tensors, where: slice) -> None:
-        """Add the gradients of a step to those of the tensors and times."""
-        tensors, times = self.plain.parameters(stages)
+    def _add(self, chunk: _Chunk) -> None:
+        """Add the gradients of some steps to those of the tensors and times."""
+        tensors, times = self.plain.parameters(Stages(chunk.z, chunk.saved, chunk.cotangents[::-1], chunk.made[::-1]))
         if self.along_tensors:
             for total, grad in zip(self.along_tensors, tensors, strict=True):
                 total += grad
         else:
             self.along_tensors = tuple(x.clone() for x in tensors)
-        along = self.along_tables or tuple(torch.zeros_like(x) for x in tables)
+        where = slice(chunk.first * self.stages, (chunk.last + 1) * self.stages)
+        along = tuple(x[where] for x in self.along_tables) or tuple(torch.zeros_like(x) for x in chunk.times)
         for total, grad in zip(along, times, strict=True):
-            total[where] = grad
+            part = self._evaluated(total, chunk.skip)
+            part.copy_(grad.view(part.shape))
         if not self.tables:
-            self._chain(tables, along)
+            self._chain(chunk.times, along)
 
     def _chain(self, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
         """Carry gradients on to the wanted inputs."""

@@ -59,20 +59,20 @@ class Rows:
             return Rows(Drive(None, (int(chosen),), row_times))
         k = np.array(chosen.tolist())
         counts = np.bincount(k)
-        flows = tuple(counts.nonzero()[0].tolist())
+        flows = counts.nonzero()[0]
+        drive = Drive(None, tuple(flows.tolist()), row_times)
         if len(flows) == 1:
-            return Rows(Drive(None, flows, row_times))
-        counts = counts[counts > 0][:, None]
-        offset = np.arange(counts.max())
-        real = offset < counts  # (G, M)
+            return Rows(drive)
+        sizes = counts[flows]
+        first, longest = sizes.cumsum() - sizes, sizes.max()
         sample = k.argsort(kind="stable")
-        order = sample[counts.cumsum()[:, None] - counts + np.where(real, offset, 0)].ravel()
+        row = np.arange(len(k)) + (np.arange(len(flows)) * longest - first).repeat(sizes)
+        order = sample[first].repeat(longest)
+        order[row] = sample
         back = np.empty_like(sample)
-        back[sample] = real.ravel().nonzero()[0]
+        back[sample] = row
         device = chosen.device
-        return Rows(
-            Drive(None, flows, row_times), torch.from_numpy(order).to(device), torch.from_numpy(back).to(device)
-        )
+        return Rows(drive, torch.from_numpy(order).to(device), torch.from_numpy(back).to(device))
 
     def sort(self, x: Tensor | None) -> Any:
         """Samples (B, …) as rows (R, …); what all samples share, None or a scalar, stays."""
@@ -171,6 +171,8 @@ class Field:
 
     def patched(self, function: Callable[[], Result]) -> Result:
         """Call a function while the potential has the tensors that `inputs` lends it."""
+        if not self.inputs.lent:
+            return function()
         own = [(store, name, store[name]) for store, name, _ in self.inputs.lent]
         try:
             for store, name, x in self.inputs.lent:

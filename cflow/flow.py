@@ -14,7 +14,7 @@ from .errors import ArgumentError, ArgumentTypeError
 from .fields import CompiledField, Divergence, Quantities, check_module, divergence_at, rademacher_like, velocity_at
 from .problem import Problem, outside_inference_mode
 from .segments import Plan
-from .selection import Selecting, parse_selection
+from .selection import Selecting, parse_selection, select_at
 from .solvers import Solver, as_solver
 from .times import Times, parse_instant, parse_times
 
@@ -234,8 +234,7 @@ class PotentialFlow(nn.Module):
         z, context = self._state(z, context, "z")
         instant = self._instant(t, z)
         self._learn_num_flows(z, instant, context)
-        selection = parse_selection(k, batch=len(z), num_flows=self.num_flows, like=z)
-        chosen, seen = selection.at(instant, len(z))
+        chosen, seen = select_at(k, instant, batch=len(z), num_flows=self.num_flows, like=z)
         return z, outside_inference_mode(chosen), seen, context
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:

@@ -102,7 +102,7 @@ class Integrator:
         kept: list[Step] | None,
     ) -> Tensor:
         solver, func = self.solver, self._function(field, stretch, landings, grid, kept)
-        s = torch.tensor(landings, dtype=torch.float64, device=y.device)
+        s = torch.tensor(landings, dtype=func.clock(y) if inputs is None else torch.float64, device=y.device)
         settings: dict[str, Any] = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
         settings["options"] = options = self._options(func, s)
         if inputs is not None:
@@ -233,6 +233,10 @@ class _Function:
         self.owner.nfe += 1
         return self.field(s, y)
 
+    def clock(self, y: Tensor) -> torch.dtype:
+        """The precision of the solver's clock."""
+        return torch.float64
+
     def landed(self, out: Tensor) -> Tensor:
         """The states (1 + L, R, C) that torchdiffeq returns, as accurate as its steps."""
         return out
@@ -269,6 +273,10 @@ class _FixedFunction(_Function):
         if self.stages and not self.field.drive.row_times:
             ends = itertools.pairwise(self.grid)
             self.field.expect([a + c * (b - a) for a, b in ends for c in self.stages])
+
+    def clock(self, y: Tensor) -> torch.dtype:
+        """That of the state where it holds all ends of steps exactly: torchdiffeq converts any other, many times."""
+        return y.dtype if torch.tensor(self.grid, dtype=y.dtype).tolist() == self.grid else torch.float64
 
     def callback_step(self, s: Tensor, y: Tensor, ds: Tensor) -> None:
         """Before each step."""

@@ -53,7 +53,7 @@ class Drive:
         """x (G, 1, H) times the mixture weights: (G, 1 or R, H)."""
         if self.weights is None:
             return x
-        return x * (self.weights[:, None, None] if self.weights.ndim == 1 else self.weights.mT[..., None])
+        return x * (self.weights.view(-1, 1, 1) if self.weights.ndim == 1 else self.weights.t().unsqueeze(-1))
 
 
 @dataclass
@@ -78,11 +78,13 @@ class Kernel(ABC):
 
     Attributes:
         tensors: what it reads, made from parameters and weights.
+        width: hidden units of one row, in all flows that drive it.
         num_times, num_saved, num_all, num_made: lengths of the tuples of `embed`, `linearize`, `linearize_all` and
             `pull_back`.
     """
 
     tensors: Tensors
+    width: int
     num_times: int
     num_saved: int
     num_all: int
@@ -93,17 +95,20 @@ class Kernel(ABC):
         """What velocities at n times read of them: t (n,), or (n, R) with times of the rows' own; tensors (n, …)."""
 
     @abstractmethod
-    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
-        """What velocity, pull-back and Laplacian read of z (R, D) and one entry of `embed`. Differentiable."""
+    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
+        """What velocity, pull-back and Laplacian read of z (R, D) and one entry of `embed`. Differentiable.
+
+        With `reuse` only `velocity` may read it: memory of what else there is may have been written over.
+        """
 
     def linearize_all(self, z: Tensor, times: Tensors) -> Tensors:
         """The same of several states (S, R, D), with S entries of `embed`: stacked. Not differentiable."""
         saved = [self.linearize(x, tuple(time[i] for time in times)) for i, x in enumerate(z)]
         return tuple(torch.stack(x) for x in zip(*saved, strict=True))
 
-    def stage(self, saved: Tensors, i: int) -> Tensors:
-        """What `linearize` would have returned for one of the states of `linearize_all`."""
-        return tuple(x[i] for x in saved)
+    def unstacked(self, saved: Tensors) -> list[Tensors]:
+        """What `linearize` would have returned for each of the states of `linearize_all`."""
+        return list(zip(*(x.unbind(0) for x in saved), strict=True))
 
     def stacked(self, saved: Tensors) -> Tensors:
         """What `linearize` returned, as if from `linearize_all`."""
@@ -151,6 +156,7 @@ class SumKernel(Kernel):
     def __init__(self, terms: Sequence[Kernel]) -> None:
         self.terms = list(terms)
         self.tensors = tuple(x for term in terms for x in term.tensors)
+        self.width = sum(term.width for term in terms)
         self.num_times = sum(term.num_times for term in terms)
         self.num_saved = sum(term.num_saved for term in terms)
         self.num_all = sum(term.num_all for term in terms)
@@ -173,10 +179,10 @@ class SumKernel(Kernel):
         """See `Kernel.embed`."""
         return tuple(x for term in self.terms for x in term.embed(t))
 
-    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""
         times = _split(time, [term.num_times for term in self.terms])
-        return tuple(x for term, part in zip(self.terms, times, strict=True) for x in term.linearize(z, part))
+        return tuple(x for term, part in zip(self.terms, times, strict=True) for x in term.linearize(z, part, reuse))
 
     def velocity(self, saved: Tensors) -> Tensor:
         """See `Kernel.velocity`."""
@@ -202,10 +208,10 @@ class SumKernel(Kernel):
         parts = zip(self.terms, _split(times, [term.num_times for term in self.terms]), strict=True)
         return tuple(x for term, part in parts for x in term.linearize_all(z, part))
 
-    def stage(self, saved: Tensors, i: int) -> Tensors:
-        """See `Kernel.stage`."""
-        parts = zip(self.terms, self._parts(saved), strict=True)
-        return tuple(x for term, part in parts for x in term.stage(part, i))
+    def unstacked(self, saved: Tensors) -> list[Tensors]:
+        """See `Kernel.unstacked`."""
+        parts = [term.unstacked(part) for term, part in zip(self.terms, self._parts(saved), strict=True)]
+        return [tuple(x for part in stage for x in part) for stage in zip(*parts, strict=True)]
 
     def stacked(self, saved: Tensors) -> Tensors:
         """See `Kernel.stacked`."""
@@ -234,8 +240,10 @@ def derivatives(kernel: Kernel, z: Tensor, time: Tensors, laplacian: bool, probe
 
 def velocity(kernel: Kernel, z: Tensor, time: Tensors) -> Tensor:
     """v (R, D), recorded as one node with a closed-form backward pass where gradients are recorded."""
-    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if torch._C._are_functorch_transforms_active():
         return derivatives(kernel, z, time, False, None)[0]
+    if not torch.is_grad_enabled():
+        return kernel.velocity(kernel.linearize(z, time, reuse=True))
     return cast(Tensor, _Velocity.apply(kernel, z, *time, *kernel.tensors))
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import base
 from .errors import ArgumentError
-from .selection import Selecting, as_weights, parse_selection
+from .selection import Selecting, as_weights, select_at
 from .times import Times, as_time_tensor, parse_instant
 
 
@@ -88,7 +88,7 @@ class HamiltonJacobi(nn.Module):
         if num_flows is None:
             with torch.no_grad():
                 num_flows = base.value(self.potential, z, t, context).shape[1]
-        chosen, seen = parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(t, len(z))
+        chosen, seen = select_at(k, t, batch=len(z), num_flows=num_flows, like=z)
         return as_weights(chosen, num_flows, z), seen
 
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from .errors import ArgumentError
 from .flow import FlowPath, PotentialFlow
-from .selection import Selecting, as_weights, parse_selection
+from .selection import Selecting, as_weights, select_at
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,7 +237,7 @@ def _height(flow: PotentialFlow, z: Tensor, k: Selecting, t: float) -> Tensor:
     with torch.no_grad():
         instant = torch.tensor(float(t), dtype=z.dtype, device=z.device)
         num_flows = flow.potential(z[:1], t).shape[1]
-        chosen, seen = parse_selection(k, batch=len(z), num_flows=num_flows, like=z).at(instant, len(z))
+        chosen, seen = select_at(k, instant, batch=len(z), num_flows=num_flows, like=z)
         return (flow.potential(z, seen) * as_weights(chosen, num_flows, z)).sum(-1)
 
 

@@ -92,28 +92,6 @@ class Selection:
     boundaries: Tensor | None = None
     clock: Clock = "absolute"
 
-    def at(self, t: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        """Flows () or (B,), or weights (K,) or (B, K), at time t (scalar or (B,)), and the time a potential sees.
-
-        At a boundary the later piece counts.
-
-        Raises:
-            ArgumentError: t lies outside the schedule.
-        """
-        if self.boundaries is None:
-            return self.chosen[0], t
-        boundaries = self.boundaries.to(t.device)
-        check_inside(t.detach().double(), boundaries.detach().double())
-        pieces = len(self.chosen)
-        inner = boundaries[1:-1].to(t.dtype)
-        if boundaries.ndim == 1 and t.ndim == 1:
-            inner = inner[:, None]
-        piece = (t.detach() >= inner.detach()).sum(0).clamp(max=pieces - 1)  # () or (B,)
-        chosen = pick(self.chosen, piece, batch)
-        if self.clock == "segment":
-            t = t - pick_boundary(boundaries, piece).to(t.dtype)
-        return chosen, t
-
 
 def pick(chosen: Tensor, piece: Tensor, batch: int) -> Tensor:
     """The entry of each sample's own piece () or (B,), of flows (S,) or (S, B), or weights (S, K) or (S, B, K)."""
@@ -171,17 +149,38 @@ def parse_selection(k: Selecting, *, batch: int, num_flows: int, like: Tensor) -
     return Selection(torch.stack(pieces), k.times, k.clock)
 
 
+def select_at(k: Selecting, t: Tensor, *, batch: int, num_flows: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What any form of `k` selects at a time t, scalar or (B,), and the time that a potential sees.
+
+    Flows () or (B,), or weights (K,) or (B, K). At a boundary of a `Schedule` the later piece counts.
+
+    Raises:
+        ArgumentError: t lies outside the schedule; or as `parse_selection`.
+    """
+    if not isinstance(k, Schedule):
+        return _chosen(k, batch, num_flows, like, "k"), t
+    selection = parse_selection(k, batch=batch, num_flows=num_flows, like=like)
+    boundaries = cast(Tensor, selection.boundaries).to(t.device)
+    check_inside(t.detach().double(), boundaries.detach().double())
+    inner = boundaries[1:-1].to(t.dtype)
+    if boundaries.ndim == 1 and t.ndim == 1:
+        inner = inner[:, None]
+    piece = (t.detach() >= inner.detach()).sum(0).clamp(max=len(k) - 1)  # () or (B,)
+    seen = t if k.clock == "absolute" else t - pick_boundary(boundaries, piece).to(t.dtype)
+    return pick(selection.chosen, piece, batch), seen
+
+
 def _chosen(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -> Tensor:
     """One constant selection as flows, () or (B,), or weights, (K,) or (B, K)."""
     if k is None:
         if num_flows != 1:
             raise ArgumentError(f"{name}: None selects the only flow, but there are {num_flows}; name one of them")
         return torch.zeros((), dtype=torch.long, device=like.device)
-    if isinstance(k, (bool, np.bool_)) or not isinstance(k, (numbers.Integral, np.ndarray, Tensor)):
-        raise ArgumentTypeError(f"{name}: expected {FORMS}; got {type(k).__name__} {k!r}")
-    if isinstance(k, numbers.Integral):
-        k = torch.tensor(int(k))
-    k = torch.as_tensor(k).to(like.device)
+    if not isinstance(k, Tensor):
+        if isinstance(k, (bool, np.bool_)) or not isinstance(k, (numbers.Integral, np.ndarray)):
+            raise ArgumentTypeError(f"{name}: expected {FORMS}; got {type(k).__name__} {k!r}")
+        k = torch.tensor(int(k)) if isinstance(k, numbers.Integral) else torch.as_tensor(k)
+    k = k.to(like.device)
     if k.is_floating_point():
         if k.shape not in ((num_flows,), (batch, num_flows)):
             raise ArgumentError(
@@ -196,11 +195,12 @@ def _chosen(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -
             f"{name}: expected an integer tensor of shape () or (B,) = ({batch},), got {tuple(k.shape)}; "
             "weights must be floating point"
         )
-    if k.numel() and (int(k.min()) < 0 or int(k.max()) >= num_flows):
+    low, high = (int(x) for x in k.aminmax()) if k.numel() else (0, 0)
+    if low < 0 or high >= num_flows:
         raise ArgumentError(
-            f"{name}: expected flows 0 to {num_flows - 1}, got {int(k.min())} to {int(k.max())}"
+            f"{name}: expected flows 0 to {num_flows - 1}, got {low} to {high}"
             if k.ndim
-            else f"{name}: expected a flow 0 to {num_flows - 1}, got {int(k)}"
+            else f"{name}: expected a flow 0 to {num_flows - 1}, got {low}"
         )
     return cast(Tensor, k.long())
 

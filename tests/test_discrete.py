@@ -10,6 +10,7 @@ from torchdiffeq._impl.odeint import SOLVERS
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
+from cflow.kernels import Drive
 from cflow.tableau import tableau
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -130,6 +131,24 @@ def test_context_and_hutchinson(method):
     assert_discrete_is_direct(WithContext(), method, k, (0.0, 2.0), context=context, log_density=True, hutchinson=True)
     for potential in ("mlp", "ridge", "sum", "mlp tanh"):
         assert_discrete_is_direct(POTENTIALS[potential](), method, k, (0.0, 2.0), log_density=True, hutchinson=True)
+
+
+@pytest.mark.parametrize("t", [(0.0, 2.0), [0.0, 0.7, 2.0], torch.stack([torch.zeros(B), torch.linspace(1, 2, B)])])
+@pytest.mark.parametrize("method", ["rk4", "dopri5", "adaptive_heun"])
+def test_steps_together_or_one_by_one(method, t, monkeypatch):
+    """How many steps are linearized in one batch does not change the gradient."""
+    net, z, found = POTENTIALS["sum"](), torch.randn(B, D, requires_grad=True), []
+    t = t.requires_grad_() if isinstance(t, torch.Tensor) else t
+    solver = Solver(method, gradient="discrete", **({"step_size": 0.125} if method == "rk4" else {}))
+    for size in (1, 2 * B * net.kernel(Drive(torch.ones(K))).width * 4, 2**16):
+        monkeypatch.setattr("cflow.discrete._CHUNK", size)
+        path = PotentialFlow(net, solver=solver).solve(z, torch.ones(K), t, kinetic_energy=True)
+        assert path.steps > 6
+        inputs = [z, *net.parameters(), *([t] if isinstance(t, torch.Tensor) else [])]
+        found.append(torch.autograd.grad(path.z[-1].square().sum() + path.kinetic_energy[-1].sum(), inputs))
+    for other in found[1:]:
+        for a, b in zip(other, found[0], strict=True):
+            assert (a - b).abs().max() <= 1e-12 * (1 + b.abs().max())
 
 
 def test_only_what_is_asked_for():

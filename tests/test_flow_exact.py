@@ -335,3 +335,15 @@ def test_steps_that_end_on_requested_times_by_chance(gradient):
     torch.testing.assert_close(zs, exact, rtol=1e-8, atol=1e-8)
     grads = [torch.autograd.grad(x[3].sum(), z0, retain_graph=True)[0] for x in (zs, exact)]
     torch.testing.assert_close(*grads, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("step_size", [0.125, 0.1], ids=["dyadic", "not representable"])
+@pytest.mark.parametrize("t", [(0.0, 8.0), (0.1, 7.3), [8.0, 1 / 3, 0.0]], ids=["whole", "part", "backwards"])
+def test_fixed_steps_in_float32_are_as_accurate_as_float32(t, step_size):
+    net = cflow.MLPPotential(4, 2)
+    flow = cflow.PotentialFlow(net, solver=cflow.Solver("rk4", step_size=step_size))
+    z, w = torch.randn(6, 4), torch.randn(6, 2)
+    exact = flow(z, w, t)
+    found = flow.float()(z.float(), w.float(), t)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), exact, rtol=3e-6, atol=3e-6)

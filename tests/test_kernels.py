@@ -55,7 +55,8 @@ def test_against_autograd(potential, drive, row_times):
     kernel = net.kernel(own)
     time = tuple(x[0] for x in kernel.embed(t[None]))
     with torch.no_grad():
-        same([velocity(kernel, z, time)], [exact], 1e-13)
+        for _ in range(2):  # memory that is used again is never that of what the kernel holds
+            same([velocity(kernel, z, time)], [exact], 1e-13)
     v = velocity(kernel, z, time)
     same([v], [exact], 1e-13)
     saved = kernel.linearize(z, time)
@@ -83,6 +84,6 @@ def test_several_states_at_once(potential, drive, row_times):
         together = kernel.linearize_all(z, times)
         for i in range(4):
             alone = kernel.linearize(z[i], tuple(x[i] for x in times))
-            one = kernel.stage(together, i)
+            one = kernel.unstacked(together)[i]
             same([kernel.velocity(one)], [kernel.velocity(alone)], 1e-13)
             same([kernel.pull_back(one, cotangent)[0]], [kernel.pull_back(alone, cotangent)[0]], 1e-13)
