@@ -200,38 +200,40 @@ class TwoLayerKernel(_Blocks):
             return (*grads, 0.25 * dq.sum(1, keepdim=True)), (times.transpose(0, 1),)
         return grads, (0.25 * dq.view(shape).sum(2, keepdim=True).transpose(0, 1),)
 
-    def laplacian(self, saved: Tensors, probe: Tensor | None) -> Tensor:
+    def prepare_laplacian(self, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """‖W_{1i}‖² (G, 1, H); and W₁ times the probe."""
+        w1 = self.tensors[0]
+        return _norms(w1, w1), None if probe is None else self.first(probe, None, 1)
+
+    def laplacian(self, saved: Tensors, prepared: tuple[Tensor, Tensor | None]) -> Tensor:
         """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
         s1, _, s2, q, r = saved
         w1, _, w2 = self.tensors[:3]
-        first = (r * torch.rsub(s1, 2, alpha=4) * w1.square().sum(-1)[:, None]).sum(-1)
+        norms, probe = prepared
+        first = (r * torch.rsub(s1, 2, alpha=4) * norms).sum(-1)
         d1 = 4 * s1 * (1 - s1)
         if probe is None:
             jacobian = (w2[:, None] * d1[:, :, None]) @ w1[:, None]  # (G, R or R/G, H, D)
-            norms = jacobian.square().sum(-1)
+            squares = jacobian.square().sum(-1)
         else:
-            norms = torch.bmm(d1 * probe, w2.mT).square()
-        second = (q * torch.rsub(s2, 0.5) * norms).sum(-1)
+            squares = torch.bmm(d1 * probe, w2.mT).square()
+        second = (q * torch.rsub(s2, 0.5) * squares).sum(-1)
         return self._rows_sum(first + second)
 
     def _rows_sum(self, x: Tensor) -> Tensor:
         """(G, R or R/G) -> (R,)."""
         return x.reshape(-1) if self.blocks > 1 else x.sum(0)
 
-    def prepare_probe(self, probe: Tensor) -> Tensor | None:
-        """See `Kernel.prepare_probe`."""
-        return self.first(probe, None, 1)
-
 
 class RidgeKernel(_Blocks):
     r"""∇ Σ_k w_k Σ_j a_{kj}(t) log cosh(w_{kj}·z + b_{kj}(t)): tensors W and the weights, times a and b."""
 
-    num_times, num_saved, num_all, num_made = 2, 3, 3, 2
+    num_times, num_saved, num_all, num_made = 2, 2, 2, 2
 
     def __init__(self, drive: Drive, w: Tensor, b: Tensor, a: Tensor, time: Any) -> None:
         self.time, self.drive, self.row_times = time, drive, drive.row_times and time is not None
         self.a, self.b = drive.stack(a), drive.stack(b)
-        super().__init__(drive, (drive.stack(w), drive.scale(torch.ones_like(self.a[:, :, :1]))))
+        super().__init__(drive, (drive.stack(w), drive.scale(torch.ones((), dtype=w.dtype, device=w.device))))
 
     def _view(self) -> None:
         super()._view()
@@ -246,21 +248,20 @@ class RidgeKernel(_Blocks):
 
     def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""
-        weights = self.tensors[1]
         a, b = time
-        s = _sigmoid(2 * (self.first(z, None, 1) + b) if self.row_times else self.first(z, self.bias(b), 2))
-        c = weights * a
-        if torch.is_grad_enabled():
-            return s, c * (2 * s - 1), a
-        return s, torch.addcmul(-c, c, s, value=2, out=self.rowwise(s)), a
+        return _sigmoid(2 * (self.first(z, None, 1) + b) if self.row_times else self.first(z, self.bias(b), 2)), a
 
     def velocity(self, saved: Tensors) -> Tensor:
         """See `Kernel.velocity`."""
-        return self.last(saved[1])
+        s, a = saved
+        c = self.tensors[1] * a
+        if torch.is_grad_enabled():
+            return self.last(c * (2 * s - 1))
+        return self.last(torch.addcmul(-c, c, s, value=2, out=self.rowwise(s)))
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         """See `Kernel.pull_back`."""
-        s, _, a = saved
+        s, a = saved
         x = self.first(cotangent, None, 1)
         dr = _sigmoid_vjp(4 * self.tensors[1] * a * x, s)
         return self.last(dr), (x, dr)
@@ -268,9 +269,10 @@ class RidgeKernel(_Blocks):
     def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
         """See `Kernel.parameters`."""
         _, weights = self.tensors
-        s, r, a = (part.transpose(0, 1) for part in stages.saved)  # (G, S, R or R/G or 1, H)
+        s, a = (part.transpose(0, 1) for part in stages.saved)  # (G, S, R or R/G or 1, H)
         x, dr = (torch.stack([made[i] for made in stages.made], 1) for i in range(2))
-        hx = (2 * s - 1) * x
+        h = 2 * s - 1
+        r, hx = weights[:, None] * a * h, h * x
         along_w, _ = self.first_gradient(stages, [made[1] for made in stages.made], r.flatten(1, 2))
         along_weights = (a * hx).sum((1, 3)) if weights.shape[1] > 1 else (a * hx).sum((1, 2, 3))
         along_a, along_b = weights[:, None] * hx, dr
@@ -278,11 +280,14 @@ class RidgeKernel(_Blocks):
             along_a, along_b = along_a.sum(2, keepdim=True), along_b.sum(2, keepdim=True)
         return (along_w, along_weights.view(weights.shape)), (along_a.transpose(0, 1), along_b.transpose(0, 1))
 
-    def laplacian(self, saved: Tensors, probe: Tensor | None) -> Tensor:
+    def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
+        """4 ‖w_j‖² (G, 1, H)."""
+        return _norms(4 * self.tensors[0], self.tensors[0])
+
+    def laplacian(self, saved: Tensors, prepared: Tensor) -> Tensor:
         """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
-        s, _, a = saved
-        w, weights = self.tensors
-        terms = weights[..., 0] * _sigmoid_vjp(4 * a * w.square().sum(-1)[:, None], s).sum(-1)
+        s, a = saved
+        terms = self.tensors[1][..., 0] * _sigmoid_vjp(a * prepared, s).sum(-1)
         return terms.reshape(-1) if self.blocks > 1 else terms.sum(0)
 
 
@@ -338,17 +343,25 @@ class LinearKernel(_Rows):
         each = torch.einsum("rd,kde,re->rk", z, s, cotangent) + cotangent @ b[:, 0].mT
         return (along_s, (weights.mT @ cotangent)[:, None], each.view(-1, *w[0].shape).sum(0)), ()
 
-    def laplacian(self, saved: Tensors, probe: Tensor | None) -> Tensor:
-        """tr S."""
+    def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
+        """tr S, of each row or of each block."""
         s, _, *w = self.tensors
         trace = s.diagonal(dim1=-2, dim2=-1).sum(-1)
-        rows = len(saved[0])
-        return w[0] @ trace if w else trace.repeat_interleave(rows // len(s))
+        return w[0] @ trace if w else trace
+
+    def laplacian(self, saved: Tensors, prepared: Tensor) -> Tensor:
+        """tr S."""
+        return prepared.repeat_interleave(len(saved[0]) // len(prepared))
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
     """Stages (G, R or R/G, H) side by side, (G, S·R or S·R/G, H)."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
+
+def _norms(scaled: Tensor, w: Tensor) -> Tensor:
+    """Σ_d of the products of two (G, H, D), (G, 1, H)."""
+    return (scaled * w).sum(-1)[:, None]
 
 
 def _weighted(z: Tensor, w: Tensor) -> Tensor:

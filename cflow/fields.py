@@ -153,7 +153,7 @@ class Field:
         shared = inputs.start.ndim == 0 and not inputs.moves
         self._ends = (float(inputs.start), float(inputs.end)) if shared else None
         self.rate = self._rate()
-        self.kernel, self.probe = self.patched(self._prepare)
+        self.kernel, self.prepared = self.patched(self._prepare)
         self._expected: Iterator[Tensors] = iter(())
 
     def _rate(self) -> Tensor | float:
@@ -166,8 +166,11 @@ class Field:
         return rate[:, None] if rate.ndim else rate
 
     def _prepare(self) -> tuple[Kernel | None, Any]:
-        kernel, probe = base.kernel_of(self.net, self.drive), self.asked.probe
-        return kernel, probe if kernel is None or probe is None else kernel.prepare_probe(probe)
+        """The kernel, and what its Laplacians read."""
+        kernel = base.kernel_of(self.net, self.drive)
+        if kernel is None or not self.asked.log_density:
+            return kernel, None
+        return kernel, kernel.prepare_laplacian(self.asked.probe)
 
     def patched(self, function: Callable[[], Result]) -> Result:
         """Call a function while the potential has the tensors that `inputs` lends it."""
@@ -218,18 +221,18 @@ class Field:
 
     def evaluate(self, y: Tensor, time: Tensors) -> Tensor:
         """d(state)/ds at one entry of `times`."""
-        return self.patched(lambda: self._derivative(self.kernel, self.probe, y, time, self.rate))
+        return self.patched(lambda: self._derivative(self.kernel, self.prepared, y, time, self.rate))
 
     def _evaluate_once(self, s: Tensor, y: Tensor) -> Tensor:
         """Record every step from the parameters to the derivative."""
-        kernel, probe = self._prepare()
+        kernel, prepared = self._prepare()
         time = tuple(x[0] for x in self._embed(kernel, s[None]))
-        out = self._derivative(kernel, probe, y, time, self._rate())
+        out = self._derivative(kernel, prepared, y, time, self._rate())
         return out if out.requires_grad else out + 0 * y  # without z u stands still; torchdiffeq wants a graph
 
-    def _derivative(self, kernel: Kernel | None, probe: Any, y: Tensor, time: Tensors, rate: Any) -> Tensor:
+    def _derivative(self, kernel: Kernel | None, prepared: Any, y: Tensor, time: Tensors, rate: Any) -> Tensor:
         z = y if y.shape[1] == self.dim else y[:, : self.dim]
-        v, divergence = self._velocity(kernel, probe, z, time)
+        v, divergence = self._velocity(kernel, prepared, z, time)
         dz = v if isinstance(rate, float) and rate == 1.0 else v * rate
         if y.shape[1] == self.dim:
             return dz
@@ -240,7 +243,7 @@ class Field:
             columns.append(0.5 * v.square().sum(-1, keepdim=True) * abs(rate))
         return torch.cat(columns, 1)
 
-    def _velocity(self, kernel: Kernel | None, probe: Any, z: Tensor, time: Tensors) -> tuple[Tensor, Tensor | None]:
+    def _velocity(self, kernel: Kernel | None, prepared: Any, z: Tensor, time: Tensors) -> tuple[Tensor, Tensor | None]:
         asked = self.asked.log_density
         if kernel is None:
             run = base.gradient if self.compiled is None else self.compiled.of_module
@@ -248,8 +251,8 @@ class Field:
             weights = cast(Tensor, self.drive.weights)
             return cast(base.Derivatives, run(self.net, z, weights, time[0], context, asked, probe))
         if self.compiled is not None:
-            return cast(base.Derivatives, self.compiled.of_kernel(kernel, z, time, asked, probe))
-        return (velocity(kernel, z, time), None) if not asked else derivatives(kernel, z, time, True, probe)
+            return cast(base.Derivatives, self.compiled.of_kernel(kernel, z, time, asked, prepared))
+        return (velocity(kernel, z, time), None) if not asked else derivatives(kernel, z, time, True, prepared)
 
 
 class CompiledField:
@@ -291,7 +294,7 @@ def divergence_at(
         w = cast(Tensor, rows.drive.weights)
         return cast(Tensor, base.gradient(net, z, w, t, context, laplacian=True, probe=probe)[1])
     saved = kernel.linearize(z, tuple(x[0] for x in kernel.embed(t[None])))
-    laplacian = kernel.laplacian(saved, None if probe is None else kernel.prepare_probe(rows.sort(probe)))
+    laplacian = kernel.laplacian(saved, kernel.prepare_laplacian(rows.sort(probe)))
     return rows.unsort(laplacian[:, None])[:, 0]
 
 

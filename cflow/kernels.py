@@ -50,9 +50,9 @@ class Drive:
         return x[self.flows[0] :][:1] if len(self.flows) == 1 else x[list(self.flows)]
 
     def scale(self, x: Tensor) -> Tensor:
-        """x (G, 1, H) times the mixture weights: (G, 1 or R, H)."""
+        """x (G, 1, H) or () times the mixture weights: (G, 1 or R, H or 1)."""
         if self.weights is None:
-            return x
+            return x if x.ndim else x.expand(self.blocks, 1, 1)
         return x * (self.weights.view(-1, 1, 1) if self.weights.ndim == 1 else self.weights.t().unsqueeze(-1))
 
 
@@ -127,12 +127,15 @@ class Kernel(ABC):
         """Gradients of Σ λ·v: of `tensors`, summed over the stages, and of their S entries of `embed`."""
 
     @abstractmethod
-    def laplacian(self, saved: Tensors, probe: Tensor | None) -> Tensor:
-        """∇·v (R,) where `linearize` left `saved`; `probe` is what `prepare_probe` made, or None. Differentiable."""
+    def laplacian(self, saved: Tensors, prepared: Any) -> Tensor:
+        """∇·v (R,) where `linearize` left `saved` and `prepare_laplacian` made `prepared`. Differentiable."""
 
-    def prepare_probe(self, probe: Tensor) -> Tensor | None:
-        """What the Laplacian reads of a Hutchinson probe (R, D); None where the exact one costs less."""
-        return None
+    @abstractmethod
+    def prepare_laplacian(self, probe: Tensor | None) -> Any:
+        """What Laplacians at all z read: exact ones, or estimates from a Hutchinson probe (R, D).
+
+        A kernel whose exact Laplacian costs less than an estimate makes no use of the probe.
+        """
 
     def gradient(
         self, z: Tensor, t: Tensor, laplacian: bool, probe: Tensor | None = None
@@ -141,7 +144,7 @@ class Kernel(ABC):
         time = tuple(x[0] for x in self.embed(t[None]))
         if not laplacian:
             return velocity(self, z, time), None
-        return derivatives(self, z, time, True, None if probe is None else self.prepare_probe(probe))
+        return derivatives(self, z, time, True, self.prepare_laplacian(probe))
 
     def with_tensors(self, tensors: Tensors) -> Kernel:
         """The same kernel of other tensors."""
@@ -218,24 +221,25 @@ class SumKernel(Kernel):
         parts = zip(self.terms, self._parts(saved), strict=True)
         return tuple(x for term, part in parts for x in term.stacked(part))
 
-    def laplacian(self, saved: Tensors, probe: Any) -> Tensor:
+    def laplacian(self, saved: Tensors, prepared: Any) -> Tensor:
         """See `Kernel.laplacian`."""
-        probes = probe or [None] * len(self.terms)
-        parts = zip(self.terms, self._parts(saved), probes, strict=True)
+        parts = zip(self.terms, self._parts(saved), prepared, strict=True)
         return cast(Tensor, sum(term.laplacian(s, p) for term, s, p in parts))
 
-    def prepare_probe(self, probe: Tensor) -> Any:
-        """See `Kernel.prepare_probe`."""
-        return [term.prepare_probe(probe) for term in self.terms]
+    def prepare_laplacian(self, probe: Tensor | None) -> Any:
+        """See `Kernel.prepare_laplacian`."""
+        return [term.prepare_laplacian(probe) for term in self.terms]
 
 
-def derivatives(kernel: Kernel, z: Tensor, time: Tensors, laplacian: bool, probe: Any) -> tuple[Tensor, Tensor | None]:
+def derivatives(
+    kernel: Kernel, z: Tensor, time: Tensors, laplacian: bool, prepared: Any
+) -> tuple[Tensor, Tensor | None]:
     """v (R, D) at one entry of `embed` and, if asked for, ∇·v (R,), by differentiable operations.
 
-    `probe` is what `prepare_probe` made, or None.
+    `prepared` is what `prepare_laplacian` made, or None where the Laplacian is not asked for.
     """
     saved = kernel.linearize(z, time)
-    return kernel.velocity(saved), kernel.laplacian(saved, probe) if laplacian else None
+    return kernel.velocity(saved), kernel.laplacian(saved, prepared) if laplacian else None
 
 
 def velocity(kernel: Kernel, z: Tensor, time: Tensors) -> Tensor:

@@ -144,16 +144,19 @@ class RidgePotential(Potential):
         w, b = self.w.view(self.num_flows, self.hidden, -1), self.b.view(self.num_flows, 1, self.hidden)
         return RidgeKernel(drive, w, b, self.a[:, None], self._times if self.time is not None else None)
 
-    def _times(self, t: Tensor, drive: Drive) -> Tensor:
-        """Changes of a and b: (2, n, G, 1, H) at shared times (n,), (2, n, G, R or R/G, H) at times of rows (n, R)."""
-        out = cast(nn.Module, self.time)(t).unflatten(-1, (2, self.num_flows, 1, self.hidden))  # (n, [R,] 2, K, 1, H)
-        if t.ndim == 1:
-            return drive.stack(out.movedim(-3, 0)).movedim(0, -3).movedim(1, 0)
-        if drive.blocks == 1:
-            return drive.stack(out.movedim(-3, 0)).permute(3, 1, 0, 2, 4, 5).flatten(3, 4)
-        blocks = out.unflatten(1, (drive.blocks, -1)).movedim(-3, 0)  # (K, n, G, M, 2, 1, H)
-        own = torch.stack([blocks[k, :, g] for g, k in enumerate(drive.flows)])  # (G, n, M, 2, 1, H)
-        return own.permute(3, 1, 0, 2, 4, 5).flatten(3, 4)
+    def _times(self, t: Tensor, drive: Drive) -> tuple[Tensor, Tensor]:
+        """Changes of a and of b: (n, G, 1, H) at shared times (n,), (n, G, R or R/G, H) at times of rows (n, R)."""
+        da, db = cast(nn.Module, self.time)(t).view(*t.shape, 2, self.num_flows, self.hidden).unbind(-3)
+        return self._of_flows(da, drive), self._of_flows(db, drive)
+
+    @staticmethod
+    def _of_flows(x: Tensor, drive: Drive) -> Tensor:
+        """(n, G, 1 or R or R/G, H) of x (n, [R,] K, H)."""
+        if x.ndim == 4 and drive.blocks > 1:
+            blocks = x.unflatten(1, (drive.blocks, -1))  # type: ignore[no-untyped-call]
+            return torch.stack([blocks[:, g, :, k] for g, k in enumerate(drive.flows)], 1)
+        own = drive.stack(x.movedim(-2, 0)).transpose(0, 1)
+        return own if own.ndim == 4 else own.unsqueeze(2)
 
 
 class QuadraticPotential(Potential):
