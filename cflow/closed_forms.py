@@ -106,7 +106,8 @@ class TwoLayerKernel(_Blocks):
         stack = drive.stack
         self.time, self.row_times, self.drive = time, drive.row_times and time is not None, drive
         self.w2, self.b2 = stack(w2), stack(b2)
-        tensors = stack(w1), stack(b1), self.w2, drive.scale(16 * stack(a))
+        c, factors = 16 * stack(a), drive.factors()
+        tensors = stack(w1), stack(b1), self.w2, c if factors is None else c * factors
         super().__init__(drive, (*tensors, self._bias(-torch.ones_like(self.b2))) if self.row_times else tensors)
 
     def _view(self) -> None:
@@ -202,8 +203,7 @@ class TwoLayerKernel(_Blocks):
 
     def prepare_laplacian(self, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """‖W_{1i}‖² (G, 1, H); and W₁ times the probe."""
-        w1 = self.tensors[0]
-        return _norms(w1, w1), None if probe is None else self.first(probe, None, 1)
+        return _norms(self.tensors[0]), None if probe is None else self.first(probe, None, 1)
 
     def laplacian(self, saved: Tensors, prepared: tuple[Tensor, Tensor | None]) -> Tensor:
         """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
@@ -233,7 +233,8 @@ class RidgeKernel(_Blocks):
     def __init__(self, drive: Drive, w: Tensor, b: Tensor, a: Tensor, time: Any) -> None:
         self.time, self.drive, self.row_times = time, drive, drive.row_times and time is not None
         self.a, self.b = drive.stack(a), drive.stack(b)
-        super().__init__(drive, (drive.stack(w), drive.scale(torch.ones((), dtype=w.dtype, device=w.device))))
+        factors = drive.factors()
+        super().__init__(drive, (drive.stack(w), w.new_ones(drive.blocks, 1, 1) if factors is None else factors))
 
     def _view(self) -> None:
         super()._view()
@@ -282,7 +283,7 @@ class RidgeKernel(_Blocks):
 
     def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
         """4 ‖w_j‖² (G, 1, H)."""
-        return _norms(4 * self.tensors[0], self.tensors[0])
+        return 4 * _norms(self.tensors[0])
 
     def laplacian(self, saved: Tensors, prepared: Tensor) -> Tensor:
         """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
@@ -359,9 +360,9 @@ def _join(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
 
 
-def _norms(scaled: Tensor, w: Tensor) -> Tensor:
-    """Σ_d of the products of two (G, H, D), (G, 1, H)."""
-    return (scaled * w).sum(-1)[:, None]
+def _norms(w: Tensor) -> Tensor:
+    """‖w_h‖² (G, 1, H) of rows (G, H, D)."""
+    return cast(Tensor, torch.linalg.vecdot(w, w))[:, None]
 
 
 def _weighted(z: Tensor, w: Tensor) -> Tensor:

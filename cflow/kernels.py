@@ -49,11 +49,11 @@ class Drive:
             return x
         return x[self.flows[0] :][:1] if len(self.flows) == 1 else x[list(self.flows)]
 
-    def scale(self, x: Tensor) -> Tensor:
-        """x (G, 1, H) or () times the mixture weights: (G, 1 or R, H or 1)."""
+    def factors(self) -> Tensor | None:
+        """The mixture weights (G, 1 or R, 1); None where each row follows one flow."""
         if self.weights is None:
-            return x if x.ndim else x.expand(self.blocks, 1, 1)
-        return x * (self.weights.view(-1, 1, 1) if self.weights.ndim == 1 else self.weights.t().unsqueeze(-1))
+            return None
+        return self.weights.view(-1, 1, 1) if self.weights.ndim == 1 else self.weights.t().unsqueeze(-1)
 
 
 @dataclass

@@ -155,8 +155,8 @@ class RidgePotential(Potential):
         if x.ndim == 4 and drive.blocks > 1:
             blocks = x.unflatten(1, (drive.blocks, -1))  # type: ignore[no-untyped-call]
             return torch.stack([blocks[:, g, :, k] for g, k in enumerate(drive.flows)], 1)
-        own = drive.stack(x.movedim(-2, 0)).transpose(0, 1)
-        return own if own.ndim == 4 else own.unsqueeze(2)
+        x = x.unsqueeze(2) if x.ndim == 3 else x.transpose(1, 2)
+        return drive.stack(x.transpose(0, 1)).transpose(0, 1) if drive.flows else x
 
 
 class QuadraticPotential(Potential):
