@@ -73,6 +73,10 @@ class _Blocks(_Rows):
             return torch.bmm(r, self.w).view(-1, self.dim)
         return torch.mm(r.transpose(0, 1).flatten(1), self.w)
 
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Sums over the flows of each row (R,), for x (G, R or R/G)."""
+        return x.reshape(-1) if self.blocks > 1 else x.sum(0)
+
     def rowwise(self, x: Tensor) -> Tensor:
         """An empty (G, R or R/G, H) that `last` takes without a copy."""
         if self.blocks > 1:
@@ -202,27 +206,22 @@ class TwoLayerKernel(_Blocks):
         return grads, (0.25 * dq.view(shape).sum(2, keepdim=True).transpose(0, 1),)
 
     def prepare_laplacian(self, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """‖W_{1i}‖² (G, 1, H); and W₁ times the probe."""
-        return _norms(self.tensors[0]), None if probe is None else self.first(probe, None, 1)
+        """‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe."""
+        return _norms(self.tensors[0]), None if probe is None else self.first(probe, None, 4)
 
     def laplacian(self, saved: Tensors, prepared: tuple[Tensor, Tensor | None]) -> Tensor:
         """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
         s1, _, s2, q, r = saved
         w1, _, w2 = self.tensors[:3]
-        norms, probe = prepared
-        first = (r * torch.rsub(s1, 2, alpha=4) * norms).sum(-1)
-        d1 = 4 * s1 * (1 - s1)
-        if probe is None:
+        norms, along_probe = prepared
+        if along_probe is None:
+            d1 = 4 * s1 * (1 - s1)
             jacobian = (w2[:, None] * d1[:, :, None]) @ w1[:, None]  # (G, R or R/G, H, D)
             squares = jacobian.square().sum(-1)
         else:
-            squares = torch.bmm(d1 * probe, w2.mT).square()
-        second = (q * torch.rsub(s2, 0.5) * squares).sum(-1)
-        return self._rows_sum(first + second)
-
-    def _rows_sum(self, x: Tensor) -> Tensor:
-        """(G, R or R/G) -> (R,)."""
-        return x.reshape(-1) if self.blocks > 1 else x.sum(0)
+            squares = torch.bmm(_sigmoid_vjp(along_probe, s1), w2.mT).square()
+        first = r * torch.rsub(s1, 2, alpha=4) * norms
+        return self.of_rows(torch.addcmul(first, q * torch.rsub(s2, 0.5), squares).sum(-1))
 
 
 class RidgeKernel(_Blocks):
@@ -288,8 +287,7 @@ class RidgeKernel(_Blocks):
     def laplacian(self, saved: Tensors, prepared: Tensor) -> Tensor:
         """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
         s, a = saved
-        terms = self.tensors[1][..., 0] * _sigmoid_vjp(a * prepared, s).sum(-1)
-        return terms.reshape(-1) if self.blocks > 1 else terms.sum(0)
+        return self.of_rows(self.tensors[1][..., 0] * _sigmoid_vjp(a * prepared, s).sum(-1))
 
 
 class LinearKernel(_Rows):
