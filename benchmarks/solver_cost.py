@@ -251,7 +251,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     much = parser.add_mutually_exclusive_group()
-    much.add_argument("--quick", action="store_true", help="D=64, K=3, batch 128, one thread, four methods: under a minute")
+    much.add_argument(
+        "--quick", action="store_true", help="D=64, K=3, batch 128, one thread, four methods: under a minute"
+    )
     much.add_argument("--full", action="store_true", help="all 27 sizes: hours on a CPU")
     parser.add_argument("--marks", action="store_true", help="only the ratios to be reached (always on a CPU)")
     parser.add_argument("--device", type=device_of, default=torch.device("cpu"), help="cpu (default) or cuda")
