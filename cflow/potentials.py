@@ -257,7 +257,8 @@ class _StackedTimeNet(nn.Module):
 
     def forward(self, t: Tensor, drive: Drive) -> Tensor:
         s = self.features(t)  # (n, F) or (n, R, F)
-        w1, b1 = cast(tuple[Tensor, Tensor], (self.w1, self.b1))
+        w1: Tensor = self.w1
+        b1: Tensor = self.b1
         w2, b2 = drive.stack(self.w2), drive.stack(self.b2)
         flows, _, hidden = b2.shape
         if drive.flows:
