@@ -288,16 +288,24 @@ def test_resuming_what_is_finished_is_refused(there, capsys) -> None:
 def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
     arguments = [sys.executable, "-m", "cflow.training.cli", "fit", *TINY, "--trainer.val_check_interval", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(cflow.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
     last = tmp_path / "runs/digits/version_0/checkpoints/last.ckpt"
-    deadline = time.monotonic() + 60
-    while not last.exists() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.05)
-    before = last.stat().st_mtime_ns
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    # a shell lets what it starts with "&" ignore the signal, and that would be inherited: a handler is not
+    own = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+    finally:
+        signal.signal(signal.SIGINT, own)
+    with process:
+        try:
+            deadline = time.monotonic() + 60
+            while not last.exists() and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.05)
+            before = last.stat().st_mtime_ns
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, error
     assert "interrupted" in error
     assert "Traceback" not in error
