@@ -4,12 +4,14 @@
     python benchmarks/velocity.py --json velocity.json
 
 Everything is timed in one process, interleaved, on one thread (batch 128, float32); medians are reported. Only the
-ratios mean anything on another machine.
+ratios mean anything on another machine. "mlp, written out" is the velocity in the fewest PyTorch operations that we
+know, without a check of any argument: what a call of the public API could come down to.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,19 +23,39 @@ from problems import Size
 import cflow
 
 
+def written_out(net: cflow.MLPPotential, z: torch.Tensor, w: torch.Tensor, t: float) -> torch.Tensor:
+    """∇ Σ w_k u_k (B, D) of weights (B, K) at a time t, with tanh(a) = 2σ(2a) − 1 and what depends on t in place."""
+    times, flows, half = net.time, net.num_flows, math.sqrt(0.5)
+    assert times is not None
+    w1, w2, times_derivative = net.w1, net.w2, torch.ops.aten.sigmoid_backward.grad_input
+    w2t = w2.mT
+    s = torch.addcmul(times.phase, torch.full((), t), times.frequency).sin_()
+    y = torch.addmv(times.b1, times.w1, s, beta=half, alpha=half)
+    y = torch.addcmul(y, y, torch.erf(y)).view(flows, 1, -1)
+    bias = torch.baddbmm(net.b2, torch.baddbmm(times.b2, y, times.w2.mT, alpha=half).sub_(1), w2t)
+    c = torch.add(net.a, net.a, alpha=15) * w.mT.unsqueeze(-1)
+    s1 = torch.addmm(net.b1, z, w1.mT, beta=2, alpha=2).sigmoid_().view(-1, flows, net.hidden).transpose(0, 1)
+    s2 = torch.baddbmm(bias, s1, w2t, beta=2, alpha=4).sigmoid_()
+    p = torch.bmm(times_derivative(c, s2, grad_input=s2), w2)
+    return torch.mm(times_derivative(p, s1, grad_input=s1).transpose(0, 1).flatten(1), w1)
+
+
 def measure(size: Size, rounds: int) -> dict[str, Timing]:
     """Times for one size, the bare products first."""
     z, w = torch.randn(size.batch, size.dim), torch.randn(size.batch, size.num_flows)
     k = torch.randint(size.num_flows, (size.batch,))
-    mlp = cflow.PotentialFlow(cflow.MLPPotential(size.dim, size.num_flows))
+    net = cflow.MLPPotential(size.dim, size.num_flows)
+    mlp = cflow.PotentialFlow(net)
     ridge = cflow.PotentialFlow(cflow.RidgePotential(size.dim, size.num_flows))
     calls: dict[str, Call] = {
         "products": products(size),
+        "mlp, written out": lambda: written_out(net, z, w, 0.5),
         "mlp, weights": lambda: mlp.velocity(z, w, 0.5),
         "mlp, k per sample": lambda: mlp.velocity(z, k, 0.5),
         "ridge, weights": lambda: ridge.velocity(z, w, 0.5),
     }
     with torch.no_grad():
+        torch.testing.assert_close(written_out(net, z, w, 0.5), mlp.velocity(z, w, 0.5))
         return interleave(calls, device=torch.device("cpu"), rounds=rounds)
 
 

@@ -164,7 +164,12 @@ def has_kernel(net: nn.Module) -> bool:
     """Whether a potential has a kernel. One whose parameters are made by hooks, before each call, has none."""
     if not isinstance(net, Potential) or not net.has_kernel:
         return False
-    return not any(m._forward_pre_hooks or m._forward_hooks for m in net.modules())
+    return not _hooked(net)
+
+
+def _hooked(net: nn.Module) -> bool:
+    own = net._forward_pre_hooks or net._forward_hooks
+    return bool(own) or any(m is not None and _hooked(m) for m in net._modules.values())
 
 
 def wants_check(net: nn.Module) -> bool:
@@ -257,6 +262,12 @@ def _hutchinson(velocity: Any, z: Tensor, probe: Tensor) -> Derivatives:
     """The Jacobian of v is the Hessian of u, which is symmetric: one vector-Jacobian product gives (∂v/∂z)ε."""
     v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(velocity, z))
     return v, (vjp(probe)[0] * probe).sum(-1)
+
+
+def tensors(module: nn.Module, *names: str) -> list[Tensor]:
+    """Parameters by name, but past `nn.Module.__getattr__`, which takes as long as a small product."""
+    own = module._parameters
+    return [cast(Tensor, own[name]) if name in own else getattr(module, name) for name in names]
 
 
 def positive_int(name: str, x: int) -> int:

@@ -28,25 +28,33 @@ class _Rows(Kernel):
 
 
 class _Blocks(_Rows):
-    """First and last layer of a stack, tensors[0] of shape (G, H, D): one product for a mixture, else one a block.
+    """First and last layer of a stack: one product of weights (G·H, D) for a mixture, else (G, H, D), one a block.
 
     Attributes:
+        tensors: those weights first.
         unused: has a shape that a bias may have; stands where there is none.
     """
 
     unused: Tensor
 
-    def __init__(self, drive: Drive, tensors: Tensors) -> None:
+    def __init__(self, drive: Drive, tensors: Tensors, hidden: int) -> None:
         super().__init__(drive)
-        self.tensors = tensors
+        self.tensors, self.hidden, self.dim = tensors, hidden, tensors[0].shape[-1]
+        self.flows = tensors[0].shape[0] if self.blocks > 1 else tensors[0].shape[0] // hidden
+        self.width = tensors[0].shape[-2]
         self._view()
+
+    @staticmethod
+    def layer(drive: Drive, hidden: int, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (K·H, D) and bias (K·H,) as `first` wants those of the flows that take part."""
+        if not drive.flows:
+            return w, b
+        w, b = drive.stack(w.view(-1, hidden, w.shape[1])), drive.stack(b.view(-1, 1, hidden))
+        return (w, b) if drive.blocks > 1 else (w[0], b[0, 0])
 
     def _view(self) -> None:
         """Look at the tensors as the products want them, once."""
-        w = self.tensors[0]
-        self.flows, self.hidden, self.dim = w.shape
-        self.width = self.hidden * (1 if self.blocks > 1 else self.flows)
-        self.w = w if self.blocks > 1 else w.reshape(-1, self.dim)
+        self.w = self.tensors[0]
         self.wt = self.w.mT
 
     def with_tensors(self, tensors: Tensors) -> Kernel:
@@ -55,9 +63,9 @@ class _Blocks(_Rows):
         cast(_Blocks, other)._view()
         return other
 
-    def bias(self, b: Tensor) -> Tensor:
-        """b (G, 1, H) as `first` wants it."""
-        return b if self.blocks > 1 else b.reshape(-1)
+    def norms(self) -> Tensor:
+        """‖w_h‖² (G, 1, H)."""
+        return cast(Tensor, torch.linalg.vecdot(self.w, self.w)).view(self.flows, 1, self.hidden)
 
     def first(self, z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         """scale · (z Wᵀ + b), (G, R or R/G, H), for a `bias` or None."""
@@ -92,8 +100,7 @@ class _Blocks(_Rows):
             return torch.bmm(torch.cat([along, r], 1).mT, torch.cat([*z, *cotangents], 1)), along.sum(1, keepdim=True)
         along = torch.cat([*(x.transpose(0, 1).flatten(1) for x in dr), r.transpose(0, 1).flatten(1)])
         product = along.mT @ torch.cat([stages.z.flatten(0, 1), *stages.cotangents])
-        shape = len(r), -1, stages.z.shape[-1]
-        return product.view(shape), along[: len(along) // 2].sum(0).view(len(r), 1, -1)
+        return product, along[: len(along) // 2].sum(0)
 
 
 class TwoLayerKernel(_Blocks):
@@ -107,33 +114,41 @@ class TwoLayerKernel(_Blocks):
     num_times, num_saved, num_all, num_made = 1, 5, 7, 4
 
     def __init__(self, drive: Drive, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, a: Tensor, time: Any) -> None:
-        stack = drive.stack
         self.time, self.row_times, self.drive = time, drive.row_times and time is not None, drive
-        self.w2, self.b2 = stack(w2), stack(b2)
-        c, factors = 16 * stack(a), drive.factors()
-        tensors = stack(w1), stack(b1), self.w2, c if factors is None else c * factors
-        super().__init__(drive, (*tensors, self._bias(-torch.ones_like(self.b2))) if self.row_times else tensors)
+        w1, b1 = self.layer(drive, w2.shape[1], w1, b1)
+        w2, self.b2 = drive.stack(w2), drive.stack(b2)
+        a, factors = drive.stack(a), drive.factors()
+        c = torch.add(a, a, alpha=15)  # without a conversion of the number
+        super().__init__(drive, (w1, b1, w2, c if factors is None else c * factors), w2.shape[1])
+        if self.row_times:
+            self.tensors += (self._bias(None),)
 
     def _view(self) -> None:
         super()._view()
-        self.b1, self.w2t = self.bias(self.tensors[1]), self.tensors[2].mT
-        self.unused = self.b1
+        self.unused, self.w2t = self.tensors[1], self.tensors[2].mT
 
-    def _bias(self, shift: Tensor) -> Tensor:
-        return torch.baddbmm(self.b2, shift, self.w2.mT)
+    def _bias(self, tau: Tensor | None) -> Tensor:
+        """b₂ + W₂(τ − 1) (G, n, H)."""
+        return torch.baddbmm(self.b2, torch.full_like(self.b2, -1.0) if tau is None else tau - 1, self.w2t)
 
     def embed(self, t: Tensor) -> Tensors:
         """See `Kernel.embed`."""
         if self.row_times:
             return (0.5 * self.time(t, self.drive),)  # (n, G, R or R/G, H)
         if self.time is None:
-            return (self._bias(-torch.ones_like(self.b2)).expand(len(t), *self.b2.shape),)
-        return (self._bias(self.time(t, self.drive) - 1).transpose(0, 1)[:, :, None],)  # (n, G, 1, H)
+            return (self._bias(None).expand(len(t), *self.b2.shape),)
+        return (self._bias(self.time(t, self.drive)).transpose(0, 1)[:, :, None],)  # (n, G, 1, H)
+
+    def at(self, t: Tensor) -> Tensors:
+        """See `Kernel.at`."""
+        if self.row_times:
+            return super().at(t)
+        return (self._bias(None if self.time is None else self.time(t, self.drive)),)
 
     def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""
         _, _, w2, c, *base = self.tensors
-        s1 = _sigmoid(self.first(z, self.b1, 2))
+        s1 = _sigmoid(self.first(z, self.tensors[1], 2))
         x, bias = (s1 + time[0], base[0]) if base else (s1, time[0])
         s2 = _sigmoid(torch.baddbmm(bias, x, self.w2t, beta=2, alpha=4))
         q = _sigmoid_vjp(c, s2, s2 if reuse else None)
@@ -146,7 +161,7 @@ class TwoLayerKernel(_Blocks):
         count, flows, hidden = z.shape[0], self.flows, self.hidden
         if self.blocks > 1:
             z = z.view(count, flows, -1, z.shape[-1]).transpose(0, 1)
-        s1 = torch.sigmoid_(self.first(z.reshape(-1, self.dim), self.b1, 2)).reshape(flows, count, -1, hidden)
+        s1 = torch.sigmoid_(self.first(z.reshape(-1, self.dim), self.tensors[1], 2)).reshape(flows, count, -1, hidden)
         time = times[0].transpose(0, 1)  # (G, S, 1 or R or R/G, H)
         x, bias = (s1 + time, base[0][:, None]) if base else (s1, time)
         a2 = torch.bmm(x.flatten(1, 2), self.w2t).view(x.shape)
@@ -207,7 +222,7 @@ class TwoLayerKernel(_Blocks):
 
     def prepare_laplacian(self, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe."""
-        return _norms(self.tensors[0]), None if probe is None else self.first(probe, None, 4)
+        return self.norms(), None if probe is None else self.first(probe, None, 4)
 
     def laplacian(self, saved: Tensors, prepared: tuple[Tensor, Tensor | None]) -> Tensor:
         """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
@@ -216,7 +231,8 @@ class TwoLayerKernel(_Blocks):
         norms, along_probe = prepared
         if along_probe is None:
             d1 = 4 * s1 * (1 - s1)
-            jacobian = (w2[:, None] * d1[:, :, None]) @ w1[:, None]  # (G, R or R/G, H, D)
+            w1 = w1.view(self.flows, 1, self.hidden, self.dim)
+            jacobian = (w2[:, None] * d1[:, :, None]) @ w1  # (G, R or R/G, H, D)
             squares = jacobian.square().sum(-1)
         else:
             squares = torch.bmm(_sigmoid_vjp(along_probe, s1), w2.mT).square()
@@ -231,13 +247,14 @@ class RidgeKernel(_Blocks):
 
     def __init__(self, drive: Drive, w: Tensor, b: Tensor, a: Tensor, time: Any) -> None:
         self.time, self.drive, self.row_times = time, drive, drive.row_times and time is not None
-        self.a, self.b = drive.stack(a), drive.stack(b)
-        factors = drive.factors()
-        super().__init__(drive, (drive.stack(w), w.new_ones(drive.blocks, 1, 1) if factors is None else factors))
+        hidden = a.shape[-1]
+        self.a, self.b, factors = drive.stack(a), drive.stack(b.view(-1, 1, hidden)), drive.factors()
+        w, _ = self.layer(drive, hidden, w, b)
+        super().__init__(drive, (w, w.new_ones(drive.blocks, 1, 1) if factors is None else factors), hidden)
 
     def _view(self) -> None:
         super()._view()
-        self.unused = self.w[:, :1, :1] if self.blocks > 1 else self.w[:, 0]
+        self.unused = self.w[..., :1, :1] if self.blocks > 1 else self.w[:, 0]
 
     def embed(self, t: Tensor) -> Tensors:
         """See `Kernel.embed`."""
@@ -246,10 +263,18 @@ class RidgeKernel(_Blocks):
         da, db = self.time(t, self.drive)  # (n, G, 1, H), or (n, G, R or R/G, H)
         return self.a + da, self.b + db
 
+    def at(self, t: Tensor) -> Tensors:
+        """See `Kernel.at`."""
+        if self.row_times:
+            return super().at(t)
+        return (self.a, self.b) if self.time is None else self.embed(t)
+
     def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""
         a, b = time
-        return _sigmoid(2 * (self.first(z, None, 1) + b) if self.row_times else self.first(z, self.bias(b), 2)), a
+        if self.row_times:
+            return _sigmoid(2 * (self.first(z, None, 1) + b)), a
+        return _sigmoid(self.first(z, b if self.blocks > 1 else b.view(-1), 2)), a
 
     def velocity(self, saved: Tensors) -> Tensor:
         """See `Kernel.velocity`."""
@@ -257,7 +282,7 @@ class RidgeKernel(_Blocks):
         c = self.tensors[1] * a
         if torch.is_grad_enabled():
             return self.last(c * (2 * s - 1))
-        return self.last(torch.addcmul(-c, c, s, value=2, out=self.rowwise(s)))
+        return self.last(torch.addcmul(c, c, s, value=-2, out=self.rowwise(s))).neg_()
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         """See `Kernel.pull_back`."""
@@ -282,7 +307,7 @@ class RidgeKernel(_Blocks):
 
     def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
         """4 ‖w_j‖² (G, 1, H)."""
-        return 4 * _norms(self.tensors[0])
+        return 4 * self.norms()
 
     def laplacian(self, saved: Tensors, prepared: Tensor) -> Tensor:
         """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
@@ -356,11 +381,6 @@ class LinearKernel(_Rows):
 def _join(parts: Sequence[Tensor]) -> Tensor:
     """Stages (G, R or R/G, H) side by side, (G, S·R or S·R/G, H)."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
-
-
-def _norms(w: Tensor) -> Tensor:
-    """‖w_h‖² (G, 1, H) of rows (G, H, D)."""
-    return cast(Tensor, torch.linalg.vecdot(w, w))[:, None]
 
 
 def _weighted(z: Tensor, w: Tensor) -> Tensor:

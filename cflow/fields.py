@@ -53,22 +53,25 @@ class Rows:
         """Arrange a batch z (B, D) under flows () or (B,), or weights (K,) or (B, K)."""
         if chosen.is_floating_point():
             return Rows(Drive(chosen, (), row_times))
-        if not base.has_kernel(net) or not len(chosen.reshape(-1)):
+        if not base.has_kernel(net) or not chosen.numel():
             return Rows(Drive(as_weights(chosen, num_flows, z), (), row_times))
         if chosen.ndim == 0:
             return Rows(Drive(None, (int(chosen),), row_times))
-        k = np.array(chosen.tolist())
+        k = np.array(chosen.tolist(), dtype=np.int64)  # also where `torch.func` has wrapped it
         counts = np.bincount(k)
         flows = counts.nonzero()[0]
         drive = Drive(None, tuple(flows.tolist()), row_times)
         if len(flows) == 1:
             return Rows(drive)
         sizes = counts[flows]
-        first, longest = sizes.cumsum() - sizes, sizes.max()
-        sample = k.argsort(kind="stable")
-        row = np.arange(len(k)) + (np.arange(len(flows)) * longest - first).repeat(sizes)
-        order = sample[first].repeat(longest)
-        order[row] = sample
+        longest = max(sizes.tolist())
+        order = sample = k.argsort(kind="stable")
+        row = np.arange(len(k))
+        if longest * len(flows) > len(k):
+            first = sizes.cumsum() - sizes
+            row += (np.arange(len(flows)) * longest - first).repeat(sizes)
+            order = sample[first].repeat(longest)
+            order[row] = sample
         back = np.empty_like(sample)
         back[sample] = row
         device = chosen.device
@@ -282,7 +285,7 @@ def velocity_at(net: nn.Module, num_flows: int, z: Tensor, chosen: Tensor, t: Te
     rows, kernel, z, t, context = at_point(net, num_flows, z, chosen, t, context)
     if kernel is None:
         return base.gradient(net, z, cast(Tensor, rows.drive.weights), t, context)[0]
-    return rows.unsort(velocity(kernel, z, tuple(x[0] for x in kernel.embed(t[None]))))
+    return rows.unsort(velocity(kernel, z, kernel.at(t)))
 
 
 def divergence_at(
@@ -293,7 +296,7 @@ def divergence_at(
     if kernel is None:
         w = cast(Tensor, rows.drive.weights)
         return cast(Tensor, base.gradient(net, z, w, t, context, laplacian=True, probe=probe)[1])
-    saved = kernel.linearize(z, tuple(x[0] for x in kernel.embed(t[None])))
+    saved = kernel.linearize(z, kernel.at(t))
     laplacian = kernel.laplacian(saved, kernel.prepare_laplacian(rows.sort(probe)))
     return rows.unsort(laplacian[:, None])[:, 0]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -240,13 +240,14 @@ class PotentialFlow(nn.Module):
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""
         _batch(z, name)
-        dim = getattr(self.net, "dim", None)
+        net = self.net
+        dim = getattr(net, "dim", None)
         if dim is not None and z.shape[1] != dim:
             raise ArgumentError(f"{name}: expected shape (B, D) with D = {dim}, got {tuple(z.shape)}")
-        z = _to_potential(z, self.net, name)
+        z = _to_potential(z, net, name)
         if context is not None:
-            if not base.is_users(self.net):
-                raise ArgumentError(f"context: {type(self.net).__name__} takes none; write a module net(z, t, context)")
+            if not base.is_users(net):
+                raise ArgumentError(f"context: {type(net).__name__} takes none; write a module net(z, t, context)")
             if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
                 got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
                 raise ArgumentError(f"context: expected a tensor (B, …) with B = {len(z)}, got {got}")
@@ -295,7 +296,7 @@ def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
         ArgumentTypeError: another dtype than the potential's, or a potential in half precision.
         ArgumentError: another device than the potential's.
     """
-    model = next((x for group in (net.parameters(), net.buffers()) for x in group if x.is_floating_point()), None)
+    model = _first_floating(net)
     if model is not None and model.device != z.device:
         raise ArgumentError(
             f"{name}: lies on {z.device}, but the potential on {model.device}; move one of them with .to(device)"
@@ -313,6 +314,16 @@ def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
             f"{name}: has dtype {z.dtype}, but the potential {dtype}; use {name}.to({dtype}) or flow.to({z.dtype})"
         )
     return z.to(dtype)
+
+
+def _first_floating(net: nn.Module) -> Tensor | None:
+    """The first of a module's parameters and then buffers that is floating point."""
+    for store in ("_parameters", "_buffers"):
+        for module in net.modules():
+            for x in getattr(module, store).values():
+                if x is not None and x.is_floating_point():
+                    return cast(Tensor, x)
+    return None
 
 
 def _empty_path(z0: Tensor, times: Tensor, log_density: bool, kinetic_energy: bool) -> FlowPath:

@@ -53,7 +53,7 @@ class Drive:
         """The mixture weights (G, 1 or R, 1); None where each row follows one flow."""
         if self.weights is None:
             return None
-        return self.weights.view(-1, 1, 1) if self.weights.ndim == 1 else self.weights.t().unsqueeze(-1)
+        return self.weights.view(-1, 1, 1) if self.weights.ndim == 1 else self.weights.mT.unsqueeze(-1)
 
 
 @dataclass
@@ -93,6 +93,10 @@ class Kernel(ABC):
     @abstractmethod
     def embed(self, t: Tensor) -> Tensors:
         """What velocities at n times read of them: t (n,), or (n, R) with times of the rows' own; tensors (n, …)."""
+
+    def at(self, t: Tensor) -> Tensors:
+        """The one entry of `embed` at a time () or (R,)."""
+        return tuple(x[0] for x in self.embed(t[None]))
 
     @abstractmethod
     def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
@@ -141,10 +145,9 @@ class Kernel(ABC):
         self, z: Tensor, t: Tensor, laplacian: bool, probe: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """v (R, D) at a time () or (R,), and if asked for the Laplacian (R,), exact without a probe (R, D)."""
-        time = tuple(x[0] for x in self.embed(t[None]))
         if not laplacian:
-            return velocity(self, z, time), None
-        return derivatives(self, z, time, True, self.prepare_laplacian(probe))
+            return velocity(self, z, self.at(t)), None
+        return derivatives(self, z, self.at(t), True, self.prepare_laplacian(probe))
 
     def with_tensors(self, tensors: Tensors) -> Kernel:
         """The same kernel of other tensors."""
@@ -181,6 +184,10 @@ class SumKernel(Kernel):
     def embed(self, t: Tensor) -> Tensors:
         """See `Kernel.embed`."""
         return tuple(x for term in self.terms for x in term.embed(t))
+
+    def at(self, t: Tensor) -> Tensors:
+        """See `Kernel.at`."""
+        return tuple(x for term in self.terms for x in term.at(t))
 
     def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
         """See `Kernel.linearize`."""

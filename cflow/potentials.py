@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .base import Derivatives, Potential, SumPotential, positive_int
+from .base import Derivatives, Potential, SumPotential, positive_int, tensors
 from .closed_forms import LinearKernel, RidgeKernel, TwoLayerKernel
 from .errors import ArgumentError, ArgumentTypeError
 from .kernels import Drive
@@ -65,7 +65,7 @@ class MLPPotential(Potential):
         """Return u_k(z, t) of shape (B, K), for z (B, D) and t a scalar or (B,)."""
         h1 = torch.tanh(torch.addmm(self.b1, z, self.w1.mT)).view(len(z), self.num_flows, -1).transpose(0, 1)
         if self.time is not None:
-            h1 = h1 + self.time(t.reshape(-1), Drive())  # (K, 1 or B, H)
+            h1 = h1 + self.time(t, Drive())  # (K, 1 or B, H)
         out = (torch.tanh(torch.baddbmm(self.b2, h1, self.w2.mT)) * self.a).sum(-1).mT
         return out if self.b is None else torch.tanh(out + self.b)
 
@@ -76,9 +76,8 @@ class MLPPotential(Potential):
 
     def kernel(self, drive: Drive) -> TwoLayerKernel:
         """See `Potential.kernel`; under `output_tanh` that of the argument of the last tanh."""
-        w1 = self.w1.view(self.num_flows, self.hidden, -1)
-        b1 = self.b1.view(self.num_flows, 1, self.hidden)
-        return TwoLayerKernel(drive, w1, b1, self.w2, self.b2, self.a, self.time)
+        w1, b1, w2, b2, a = tensors(self, "w1", "b1", "w2", "b2", "a")
+        return TwoLayerKernel(drive, w1, b1, w2, b2, a, self.time)
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
         """See `Potential.gradient`. The Laplacian costs K·H²·D multiplications a sample."""
@@ -120,33 +119,31 @@ class RidgePotential(Potential):
         self.w = _uniform(num_flows * hidden, dim, fan_in=dim)  # rows of flow 0, then of flow 1, …
         self.b = _uniform(num_flows * hidden, fan_in=dim)
         self.a = _uniform(num_flows, hidden, fan_in=hidden)
-        if time_dependent:
-            features = _TimeFeatures(dim)
-            out = nn.Linear(64, 2 * num_flows * hidden)
-            with torch.no_grad():  # start near a flow that does not depend on time
-                out.weight.mul_(1 / math.sqrt(hidden))
-                out.bias.zero_()
-            self.time: nn.Module | None = nn.Sequential(features, nn.Linear(features.size, 64), nn.GELU(), out)
-        else:
-            self.time = None
+        self.time = _RidgeTimeNet(dim, num_flows, hidden) if time_dependent else None
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Return u_k(z, t) of shape (B, K), for z (B, D) and t a scalar or (B,)."""
         shape = (self.num_flows, self.hidden)
         x, a = torch.addmm(self.b, z, self.w.mT).view(len(z), *shape), self.a
         if self.time is not None:
-            da, db = self.time(t).unflatten(-1, (2, *shape)).unbind(-3)
+            da, db = self.time(t).view(*t.shape, 2, *shape).unbind(-3)
             x, a = x + db, a + da
         return (a * (torch.logaddexp(x, -x) - math.log(2))).sum(-1)
 
     def kernel(self, drive: Drive) -> RidgeKernel:
         """See `Potential.kernel`."""
-        w, b = self.w.view(self.num_flows, self.hidden, -1), self.b.view(self.num_flows, 1, self.hidden)
-        return RidgeKernel(drive, w, b, self.a[:, None], self._times if self.time is not None else None)
+        w, b, a = tensors(self, "w", "b", "a")
+        return RidgeKernel(drive, w, b, a[:, None], self._times if self.time is not None else None)
 
     def _times(self, t: Tensor, drive: Drive) -> tuple[Tensor, Tensor]:
-        """Changes of a and of b: (n, G, 1, H) at shared times (n,), (n, G, R or R/G, H) at times of rows (n, R)."""
-        da, db = cast(nn.Module, self.time)(t).view(*t.shape, 2, self.num_flows, self.hidden).unbind(-3)
+        """Changes of a and of b: (G, 1, H) at a time (), (n, G, 1, H) at shared times (n,), (n, G, R or R/G, H) at
+        times of rows (n, R).
+        """
+        changes = cast(_RidgeTimeNet, self.time)(t)
+        if not t.ndim:
+            da, db = changes.view(2, self.num_flows, 1, self.hidden).unbind(0)
+            return drive.stack(da), drive.stack(db)
+        da, db = changes.view(*t.shape, 2, self.num_flows, self.hidden).unbind(-3)
         return self._of_flows(da, drive), self._of_flows(db, drive)
 
     @staticmethod
@@ -210,10 +207,10 @@ class QuadraticPotential(Potential):
 # --- parts ----------------------------------------------------------------------------------------------
 
 
-class _TimeFeatures(nn.Module):
-    """Sinusoids of t, as in the original code: half sines, half cosines of frequencies 1 … 1e−4.
+class _TimeNet(nn.Module):
+    """A network of sinusoids of t, as in the original code: half sines, half cosines of frequencies 1 … 1e−4.
 
-    D features for even D ≥ 8; at least 8, so that a small latent space can tell times apart.
+    D sinusoids for even D ≥ 8; at least 8, so that a small latent space can tell times apart.
     """
 
     frequency: Tensor
@@ -227,8 +224,9 @@ class _TimeFeatures(nn.Module):
         self.register_buffer("phase", torch.zeros(2 * half), persistent=False)
         self._fill()
 
-    def forward(self, t: Tensor) -> Tensor:
-        return torch.addcmul(self.phase, t[..., None], self.frequency).sin()
+    def sinusoids(self, t: Tensor) -> Tensor:
+        """(…, F) of times (…)."""
+        return torch.addcmul(self.phase, t[..., None] if t.ndim else t, self.frequency).sin()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -241,38 +239,68 @@ class _TimeFeatures(nn.Module):
         self.phase[half:] = math.pi / 2
 
 
-class _StackedTimeNet(nn.Module):
+class _StackedTimeNet(_TimeNet):
     """τ_k(t) of the paper's network for all k.
 
-    (G, n, H) at shared times (n,); (n, G, R or R/G, H) at times of rows (n, R).
+    (G, 1, H) at a time (), (G, n, H) at shared times (n,); (n, G, R or R/G, H) at times of rows (n, R).
     """
 
     def __init__(self, dim: int, num_flows: int, hidden: int) -> None:
-        super().__init__()
-        self.features = _TimeFeatures(dim)
-        self.w1 = _uniform(num_flows * hidden, self.features.size, fan_in=self.features.size)
-        self.b1 = _uniform(num_flows * hidden, fan_in=self.features.size)
+        super().__init__(dim)
+        self.w1 = _uniform(num_flows * hidden, self.size, fan_in=self.size)
+        self.b1 = _uniform(num_flows * hidden, fan_in=self.size)
         self.w2 = _uniform(num_flows, hidden, hidden, fan_in=hidden)
         self.b2 = _uniform(num_flows, 1, hidden, fan_in=hidden)
 
     def forward(self, t: Tensor, drive: Drive) -> Tensor:
-        s = self.features(t)  # (n, F) or (n, R, F)
-        w1: Tensor = self.w1
-        b1: Tensor = self.b1
-        w2, b2 = drive.stack(self.w2), drive.stack(self.b2)
+        s = self.sinusoids(t)  # (F,), (n, F) or (n, R, F)
+        w1, b1, w2, b2 = tensors(self, "w1", "b1", "w2", "b2")
+        w2, b2 = drive.stack(w2), drive.stack(b2)
         flows, _, hidden = b2.shape
-        if drive.flows:
+        if len(w1) > flows * hidden:
             w1, b1 = (drive.stack(x.view(-1, hidden, *x.shape[1:])).flatten(0, 1) for x in (w1, b1))
-        # √2 gelu(x) = y (1 + erf y) for y = x / √2: on so few numbers half the time of `nn.functional.gelu`
-        half = math.sqrt(0.5)
-        if t.ndim == 2 and drive.blocks > 1:
+        if t.ndim == 0:
+            y = _affine(s, w1, b1, _HALF, _HALF).view(flows, 1, hidden)
+        elif t.ndim == 2 and drive.blocks > 1:
             s = s.view(len(t), flows, -1, s.shape[-1]).transpose(0, 1).flatten(1, 2)  # (G, n · R/G, F)
-            y = torch.baddbmm(b1.view(flows, 1, hidden), s, w1.view(flows, hidden, -1).mT, beta=half, alpha=half)
+            y = torch.baddbmm(b1.view(flows, 1, hidden), s, w1.view(flows, hidden, -1).mT, beta=_HALF, alpha=_HALF)
         else:
-            y = torch.addmm(b1, s.flatten(0, -2), w1.mT, beta=half, alpha=half)
-            y = y.view(-1, flows, hidden).transpose(0, 1)
-        out = torch.baddbmm(b2, torch.addcmul(y, y, torch.erf(y)), w2.mT, alpha=half)  # (G, n or n · R/G, H)
-        return out if t.ndim == 1 else out.view(flows, len(t), -1, hidden).transpose(0, 1)
+            y = _affine(s.flatten(0, -2), w1, b1, _HALF, _HALF).view(-1, flows, hidden).transpose(0, 1)
+        out = torch.baddbmm(b2, _gelu(y), w2.mT, alpha=_HALF)  # (G, n or n · R/G, H)
+        return out if t.ndim < 2 else out.view(flows, len(t), -1, hidden).transpose(0, 1)
+
+
+class _RidgeTimeNet(_TimeNet):
+    """Changes of a and b with t, (…, 2·K·H) at times (…)."""
+
+    def __init__(self, dim: int, num_flows: int, hidden: int, width: int = 64) -> None:
+        super().__init__(dim)
+        self.w1 = _uniform(width, self.size, fan_in=self.size)
+        self.b1 = _uniform(width, fan_in=self.size)
+        # start near a flow that does not depend on time
+        self.w2 = _uniform(2 * num_flows * hidden, width, fan_in=width * hidden)
+        self.b2 = nn.Parameter(torch.zeros(2 * num_flows * hidden))
+
+    def forward(self, t: Tensor) -> Tensor:
+        w1, b1, w2, b2 = tensors(self, "w1", "b1", "w2", "b2")
+        s = self.sinusoids(t)
+        y = _affine(s if t.ndim == 0 else s.flatten(0, -2), w1, b1, _HALF, _HALF)
+        return _affine(_gelu(y), w2, b2, 1, _HALF).view(*t.shape, -1)
+
+
+_HALF = math.sqrt(0.5)
+
+
+def _gelu(y: Tensor) -> Tensor:
+    """√2 gelu(√2 y) = y (1 + erf y): on so few numbers half the time of `nn.functional.gelu`."""
+    return torch.addcmul(y, y, torch.erf(y))
+
+
+def _affine(x: Tensor, w: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor:
+    """beta b + alpha W x, of one x (F,) or several (n, F)."""
+    if x.ndim == 1:
+        return torch.addmv(b, w, x, beta=beta, alpha=alpha)
+    return torch.addmm(b, x, w.mT, beta=beta, alpha=alpha)
 
 
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:

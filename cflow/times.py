@@ -83,7 +83,7 @@ def parse_times(t: Times, *, batch: int, least: int) -> Tensor:
 def parse_instant(t: Times, *, batch: int, like: Tensor) -> Tensor:
     """One time, a scalar or (B,), in the dtype and on the device of `like`."""
     if type(t) is float and math.isfinite(t):  # the common case, in one tensor operation
-        return torch.tensor(t, dtype=like.dtype, device=like.device)
+        return torch.full((), t, dtype=like.dtype, device=like.device)
     instant = as_time_tensor(t)
     if instant.ndim > 1 or (instant.ndim == 1 and len(instant) != batch):
         raise ArgumentError(f"t: expected one time, a number or shape (B,) = ({batch},), got {tuple(instant.shape)}")

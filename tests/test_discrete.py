@@ -143,7 +143,7 @@ def test_steps_together_or_one_by_one(method, t, monkeypatch):
     for size in (1, 2 * B * net.kernel(Drive(torch.ones(K))).width * 4, 2**16):
         monkeypatch.setattr("cflow.discrete._CHUNK", size)
         path = PotentialFlow(net, solver=solver).solve(z, torch.ones(K), t, kinetic_energy=True)
-        assert path.steps > 6
+        assert path.steps > 4
         inputs = [z, *net.parameters(), *([t] if isinstance(t, torch.Tensor) else [])]
         found.append(torch.autograd.grad(path.z[-1].square().sum() + path.kinetic_energy[-1].sum(), inputs))
     for other in found[1:]:

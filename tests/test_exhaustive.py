@@ -129,7 +129,7 @@ def test_densities_integrate_to_one(make, dim):
     flow = PotentialFlow(make(dim, 2, hidden=6), solver=Solver("dopri5", rtol=1e-6, atol=1e-6))
     for p in flow.parameters():
         p.data.mul_(2.0)
-    side = torch.linspace(-10, 10, 1001 if dim == 1 else 161)
+    side = torch.linspace(-10, 10, 1001 if dim == 1 else 241)
     grid = torch.cartesian_prod(*[side] * dim).view(-1, dim)
     with torch.no_grad():
         path = flow.solve(grid, Schedule([0.0, 1.0, 2.5], [0, 1]), (2.5, 0.0), log_density=True)

@@ -79,7 +79,7 @@ def test_sum_is_the_sum():
 
 def test_time_features_keep_the_precision_of_the_model():
     net = cflow.MLPPotential(8, 1)
-    frequency = net.float().double().time.features.frequency
+    frequency = net.float().double().time.frequency
     torch.testing.assert_close(frequency[:4], torch.logspace(0, -4, 4), rtol=1e-15, atol=0)
 
 
