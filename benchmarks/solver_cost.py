@@ -181,9 +181,11 @@ def run(
     rounds: int = 15,
     budget: float = 20.0,
     compiled: bool = False,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
     """Measure sizes and return the document that is kept as JSON; the work-precision sweeps are of D64 K3, or of the
-    first size where that is not among them, with the first number of threads.
+    first size where that is not among them, with the first number of threads. What there is so far is written to `keep`
+    after every size, so that a run that is stopped loses only the last.
     """
     if compiled and not can_compile():
         print("skipped the compiled field: the installed cflow has no PotentialFlow(…, compile=True)")
@@ -199,6 +201,8 @@ def run(
             document["graphs"] += [g | {"threads": count} for g in graphs(problem, rounds=rounds, budget=budget / 4)]
         document["rows"] += rows
         document["skipped"] |= skipped
+        if keep is not None:
+            write_json(keep, document)
     main = MAIN if MAIN in sizes else sizes[0]
     document |= {"work_precision_size": str(main), "work_precision_threads": thread_counts[0]}
     with threads(thread_counts[0]):
@@ -291,6 +295,7 @@ def main(words: Sequence[str] | None = None) -> None:
         rounds=rounds,
         budget=budget,
         compiled=args.compile,
+        keep=args.json,
     )
     show(document)
     write_json(args.json, document)

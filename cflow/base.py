@@ -168,8 +168,9 @@ def has_kernel(net: nn.Module) -> bool:
 
 
 def _hooked(net: nn.Module) -> bool:
-    own = net._forward_pre_hooks or net._forward_hooks
-    return bool(own) or any(m is not None and _hooked(m) for m in net._modules.values())
+    if net._forward_pre_hooks or net._forward_hooks:
+        return True
+    return any(module is not None and _hooked(module) for module in net._modules.values())
 
 
 def wants_check(net: nn.Module) -> bool:
@@ -266,8 +267,8 @@ def _hutchinson(velocity: Any, z: Tensor, probe: Tensor) -> Derivatives:
 
 def tensors(module: nn.Module, *names: str) -> list[Tensor]:
     """Parameters by name, but past `nn.Module.__getattr__`, which takes as long as a small product."""
-    own = module._parameters
-    return [cast(Tensor, own[name]) if name in own else getattr(module, name) for name in names]
+    own: dict[str, Any] = module._parameters
+    return [own[name] if name in own else getattr(module, name) for name in names]
 
 
 def positive_int(name: str, x: int) -> int:

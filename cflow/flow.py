@@ -234,7 +234,7 @@ class PotentialFlow(nn.Module):
         z, context = self._state(z, context, "z")
         instant = self._instant(t, z)
         self._learn_num_flows(z, instant, context)
-        chosen, seen = select_at(k, instant, batch=len(z), num_flows=self.num_flows, like=z)
+        chosen, seen = select_at(k, instant, batch=z.shape[0], num_flows=self.num_flows, like=z)
         return z, outside_inference_mode(chosen), seen, context
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
@@ -255,7 +255,7 @@ class PotentialFlow(nn.Module):
         return outside_inference_mode(z), context
 
     def _instant(self, t: Times, z: Tensor) -> Tensor:
-        return outside_inference_mode(parse_instant(t, batch=len(z), like=z))
+        return outside_inference_mode(parse_instant(t, batch=z.shape[0], like=z))
 
     def _learn_num_flows(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
         if self._num_flows is None:
@@ -283,7 +283,7 @@ def _batch(z: object, name: str = "z0") -> int:
     if z.ndim != 2:
         hint = "; add a batch dimension with z[None]" if z.ndim == 1 else "; flatten the leading dimensions"
         raise ArgumentError(f"{name}: expected shape (B, D), got {tuple(z.shape)}{hint}")
-    return len(z)
+    return z.shape[0]
 
 
 _HALF = (torch.float16, torch.bfloat16)

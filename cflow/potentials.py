@@ -257,7 +257,7 @@ class _StackedTimeNet(_TimeNet):
         w1, b1, w2, b2 = tensors(self, "w1", "b1", "w2", "b2")
         w2, b2 = drive.stack(w2), drive.stack(b2)
         flows, _, hidden = b2.shape
-        if len(w1) > flows * hidden:
+        if w1.shape[0] > flows * hidden:
             w1, b1 = (drive.stack(x.view(-1, hidden, *x.shape[1:])).flatten(0, 1) for x in (w1, b1))
         if t.ndim == 0:
             y = _affine(s, w1, b1, _HALF, _HALF).view(flows, 1, hidden)

@@ -190,7 +190,7 @@ def _chosen(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -
         return cast(Tensor, k.to(like.dtype))
     if k.is_complex() or k.dtype == torch.bool:
         raise ArgumentTypeError(f"{name}: expected {FORMS}; got a tensor of {k.dtype}")
-    if k.ndim > 1 or (k.ndim == 1 and len(k) != batch):
+    if k.ndim > 1 or (k.ndim == 1 and k.shape[0] != batch):
         raise ArgumentError(
             f"{name}: expected an integer tensor of shape () or (B,) = ({batch},), got {tuple(k.shape)}; "
             "weights must be floating point"

@@ -195,6 +195,27 @@ def document():
     return cost.run([small()], device=CPU, methods=methods, thread_counts=[1], rounds=1, budget=0)
 
 
+def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, monkeypatch) -> None:
+    cost = script("solver_cost")
+    original, made = cost.measure_size, []
+
+    def measure_size(*args, **options):
+        if made:
+            raise KeyboardInterrupt
+        made.extend(original(*args, **options)[0])
+        return made, {}
+
+    monkeypatch.setattr(cost, "measure_size", measure_size)
+    with pytest.raises(KeyboardInterrupt):
+        cost.run(
+            [small(), small()], device=CPU, methods=["euler"], thread_counts=[1], rounds=1, budget=0,
+            keep=tmp_path / "kept.json",
+        )  # fmt: skip
+    assert [row["method"] for row in json.loads((tmp_path / "kept.json").read_text())["rows"]] == [
+        row["method"] for row in made
+    ]
+
+
 def test_solver_cost_document(document) -> None:
     assert document["benchmark"] == "solver_cost"
     assert {"cpu", "torch", "torchdiffeq", "cflow", "device", "date"} <= set(document["machine"])
