@@ -110,7 +110,9 @@ def solver(method: str, gradient: Any = "auto", step_size: float = 1.0, toleranc
     """
     if is_fixed(method):
         return cflow.Solver(method, step_size=step_size, gradient=gradient)
-    return cflow.Solver(method, rtol=tolerance, atol=tolerance, gradient=gradient)
+    # SciPy's default, LSODA, keeps a Jacobian of the whole state
+    options = {"solver": "DOP853"} if method == "scipy_solver" else {}
+    return cflow.Solver(method, rtol=tolerance, atol=tolerance, gradient=gradient, options=options)
 
 
 def is_fixed(method: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from .errors import IntegrationError
+from .errors import ArgumentError, IntegrationError
 from .fields import Field
 from .segments import Stretch
 from .solvers import Solver, scipy_method
@@ -108,15 +108,11 @@ class Integrator:
         if inputs is not None:
             settings["adjoint_params"] = tuple(inputs)
             settings["adjoint_options"] = self._adjoint_options(options, field.dim, grid)
-        with warnings.catch_warnings() if solver.is_scipy else contextlib.nullcontext():
-            if solver.is_scipy:
-                warnings.filterwarnings("ignore", "The following arguments have no (relevance|effect)", UserWarning)
-            try:
-                out: Tensor = (torchdiffeq.odeint if inputs is None else torchdiffeq.odeint_adjoint)(
-                    func, y, s, **settings
-                )
-            except AssertionError as error:  # torchdiffeq's own guards
-                raise func.failure(0.0, y, str(error)) from error
+        integrate = torchdiffeq.odeint if inputs is None else torchdiffeq.odeint_adjoint
+        try:
+            out: Tensor = integrate(func, y, s, **settings)
+        except AssertionError as error:  # torchdiffeq's own guards
+            raise func.failure(0.0, y, str(error)) from error
         if len(out) < len(s):
             raise func.failure(0.0, y, "SciPy's solver gave up before the end")
         self.steps += max(len(grid) - 1, 0)
@@ -387,6 +383,18 @@ def _counting_scipy_method(method: object, func: _Function) -> type:
     """The SciPy method with its steps counted and bound by `max_steps`."""
     cls, alive = scipy_method(method), weakref.proxy(func)  # a class is freed late
 
+    def start(self: Any, function: Any, t0: float, y0: Any, *args: Any, **options: Any) -> None:
+        try:
+            with warnings.catch_warnings():  # torchdiffeq hands every method the options of LSODA
+                warnings.filterwarnings("ignore", "The following arguments have no (relevance|effect)", UserWarning)
+                cls.__init__(self, function, t0, y0, *args, **options)
+        except MemoryError as error:
+            raise ArgumentError(
+                f"options: SciPy's {cls.__name__} keeps a matrix of {len(y0)} × {len(y0)} numbers for a state of "
+                f"{len(y0)} (gradients of parameters included), {8 * len(y0) ** 2 / 2**30:.1f} GiB that this machine "
+                "does not have; use options={'solver': 'DOP853'}, which keeps none"
+            ) from error
+
     def step(self: Any) -> Any:
         owner = alive.owner
         owner.trials += 1
@@ -396,4 +404,4 @@ def _counting_scipy_method(method: object, func: _Function) -> type:
         owner.steps += 1
         return cls.step(self)
 
-    return type(cls.__name__, (cls,), {"step": step})
+    return type(cls.__name__, (cls,), {"__init__": start, "step": step})

@@ -43,7 +43,8 @@ class Solver:
             fixed-step Runge-Kutta methods and direct for other fixed-step ones, because the adjoint of a coarse
             fixed-step solve is not its gradient.
         max_steps: most steps of one solve, rejected ones included.
-        options: further options of the method, as torchdiffeq names them.
+        options: further options of the method, as torchdiffeq names them. "scipy_solver" takes LSODA, which keeps a
+            matrix of the size of the state squared; {"solver": "DOP853"} keeps none.
 
     Raises:
         ArgumentError, ArgumentTypeError: an unknown method or option, one of another method, a step or tolerance

@@ -378,3 +378,18 @@ def test_velocity_runs(tmp_path, capsys) -> None:
     script("velocity").main(["--rounds", "1", "--json", str(tmp_path / "velocity.json")])
     assert "mlp, k per sample" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "velocity.json").read_text(encoding="utf-8"))["rows"]) == 4
+
+
+def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch, capsys) -> None:
+    field, words = script("compiled_field"), ["--size", "4", "2", "5", "--rounds", "1", "--budget", "0"]
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    field.main([*words, "--json", str(tmp_path / "compiled.json")])
+    assert "user's module" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "compiled.json").read_text(encoding="utf-8"))["rows"]
+    modes = {row["call"] for row in rows if row["potential"] == "MLPPotential"}
+    assert modes == {"inference", "training, direct", "training, discrete", "training, adjoint"}
+    assert all(row["gain"]["median"] > 0 and row["first_call_seconds"] > 0 for row in rows)
+
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *args: (function(*args)[0] + 1, None))
+    with pytest.raises(AssertionError):
+        field.main([*words, "--json", str(tmp_path / "wrong.json")])

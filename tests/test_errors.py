@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import scipy.integrate
 import torch
 from torch import nn
 
@@ -115,6 +116,33 @@ def test_max_steps(solver):
     bad = PotentialFlow(cflow.MLPPotential(2), solver=Solver(solver, max_steps=5, **settings))
     with pytest.raises(IntegrationError, match="max_steps=5"):
         bad(torch.randn(3, 2), None, (0.0, 20.0))
+
+
+class Hungry(scipy.integrate.RK45):
+    """Asks for more memory than there is where the state is large, as LSODA does for its Jacobian."""
+
+    def __init__(self, fun, t0, y0, *args, **options):
+        if len(y0) > 20:
+            raise MemoryError
+        super().__init__(fun, t0, y0, *args, **options)
+
+
+def test_scipy_without_memory_for_its_jacobian():
+    hungry = PotentialFlow(cflow.MLPPotential(2), solver=Solver("scipy_solver", options={"solver": Hungry}))
+    with pytest.raises(ArgumentError, match=r"options: SciPy's Hungry keeps a matrix of 22 × 22 numbers"):
+        hungry(torch.randn(11, 2), None, (0.0, 1.0))
+    z1 = hungry(torch.randn(3, 2, requires_grad=True), None, (0.0, 1.0))
+    with pytest.raises(ArgumentError, match="DOP853"):  # of state and parameters together
+        z1.sum().backward()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["LSODA", "DOP853", "BDF"])
+def test_scipy_does_not_warn_of_options_that_the_user_did_not_give(name):
+    z0 = torch.randn(3, 2, requires_grad=True)
+    solver = Solver("scipy_solver", options={"solver": name})
+    PotentialFlow(cflow.MLPPotential(2), solver=solver)(z0, None, (0.0, 1.0)).sum().backward()
+    assert z0.grad.any()
 
 
 def test_max_steps_binds_the_adjoint_too():

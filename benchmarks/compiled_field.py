@@ -1,0 +1,121 @@
+"""What `PotentialFlow(…, compile=True)` gains, and what the first calls cost.
+
+    python benchmarks/compiled_field.py                      # D=64, K=3, batch 128, one thread: two minutes
+    python benchmarks/compiled_field.py --size 16 3 128 --device cuda
+
+Eight steps of rk4, in inference and in training with each gradient mode: of an MLPPotential, whose velocity is a closed
+form, and of the same network as a user's module, whose gradient autograd has to find. Eager and compiled answers are
+compared first; "first call" includes compiling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Call, device_of, interleave, machine, one_line, print_table, threads, write_json
+from problems import HORIZON, Problem, Size, modes, solver
+from torch import Tensor, nn
+
+import cflow
+
+SCHEMA = 1
+HEADER = ("potential", "call", "eager ms", "compiled ms", "gain", "quartiles", "first call s")
+
+
+class UsersModule(nn.Module):
+    """A potential of which cflow knows nothing but its values."""
+
+    def __init__(self, net: cflow.MLPPotential) -> None:
+        super().__init__()
+        self.net, self.num_flows = net, net.num_flows
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        """u (B, K) at z (B, D) and t (B,)."""
+        u: Tensor = self.net(z, t)
+        return u
+
+
+def calls(problem: Problem, net: nn.Module, *, compiled: bool) -> dict[str, Call]:
+    """Solves without gradients, and with those of each mode."""
+    found: dict[str, Call] = {}
+    for mode in modes("rk4")[0]:
+        flow = cflow.PotentialFlow(net, solver=solver("rk4", mode), compile=compiled)
+        solve = partial(flow, k=problem.w, t=HORIZON)
+        if not found:
+            found["inference"] = problem.forward(solve)
+        found[f"training, {mode}"] = problem.training(solve)
+    return found
+
+
+def measure(problem: Problem, *, rounds: int, budget: float) -> list[dict[str, Any]]:
+    """One row for each potential and call.
+
+    Raises:
+        AssertionError: a compiled answer is not the eager one.
+    """
+    rows = []
+    for name, net in (("MLPPotential", problem.net), ("user's module", UsersModule(problem.net))):
+        eager, compiled = (calls(problem, net, compiled=c) for c in (False, True))
+        first = {}
+        for call, run in compiled.items():
+            start = time.perf_counter()
+            found = run()
+            first[call] = time.perf_counter() - start
+            torch.testing.assert_close(found, eager[call](), rtol=1e-3, atol=1e-4)
+        both = {f"{call}, eager": run for call, run in eager.items()}
+        both |= {f"{call}, compiled": run for call, run in compiled.items()}
+        seconds = interleave(both, device=problem.device, rounds=rounds, budget=budget)
+        for call in eager:
+            before, after = seconds[f"{call}, eager"], seconds[f"{call}, compiled"]
+            row = {"potential": name, "call": call, "first_call_seconds": first[call]}
+            row |= {"eager": before.document(), "compiled": after.document(), "gain": before.over(after).document()}
+            rows.append(row)
+    return rows
+
+
+def show(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table."""
+    print_table(
+        HEADER,
+        [
+            (
+                *(row["potential"], row["call"]),
+                *(f"{row[kind]['median'] * 1e3:.2f}" for kind in ("eager", "compiled")),
+                f"{row['gain']['median']:.2f}",
+                f"{row['gain']['low']:.2f} .. {row['gain']['high']:.2f}",
+                f"{row['first_call_seconds']:.1f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--size", type=int, nargs=3, metavar=("D", "K", "B"), default=(64, 3, 128), help="default 64 3 128"
+    )
+    parser.add_argument("--device", type=device_of, default=torch.device("cpu"), help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
+    parser.add_argument("--budget", type=float, default=20.0, help="seconds of timing a potential (default 20)")
+    parser.add_argument("--json", type=Path, default=Path("compiled_field.json"), help="file for the results")
+    args = parser.parse_args(words)
+    described = machine(args.device)
+    print(f"{one_line(described)}, {args.threads} thread(s), {Size(*args.size)}")
+    with threads(args.threads):
+        rows = measure(Problem.make(Size(*args.size), args.device), rounds=args.rounds, budget=args.budget)
+    show(rows)
+    document = {"benchmark": "compiled_field", "schema": SCHEMA, "machine": described, "size": str(Size(*args.size))}
+    write_json(args.json, document | {"threads": args.threads, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
