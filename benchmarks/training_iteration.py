@@ -26,6 +26,7 @@ from original import OriginalField
 from torch import Tensor, nn
 
 import cflow
+from cflow.training.app import bfloat16_in_software
 from cflow.training.datamodule import SequenceDataModule
 from cflow.training.module import FlowVAEModule, draw_frames
 
@@ -106,6 +107,8 @@ class Iteration:
         self.data = SequenceDataModule(**config["data"])
         self.images, self.device, self.original = images, device, scheme == "original"
         precision = str(config["trainer"].get("precision", "32-true"))
+        if precision == "bf16-mixed" and bfloat16_in_software(device.type):  # as `cflow fit` does
+            precision = "32-true"
         self.half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
         self.laps = Laps(device)
         vae = self.module.vae

@@ -100,6 +100,17 @@ def test_fit_ends_with_the_table_and_where_the_files_are(fitted) -> None:
     assert "Tip" not in fitted[1]
 
 
+@pytest.mark.parametrize("supported", [True, False])
+def test_bfloat16_only_where_the_processor_has_it(supported, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", "digits", *TINY, "--trainer.max_steps", "1", "--trainer.precision", "bf16-mixed"]
+    assert cli.main(words) == 0
+    config = yaml.safe_load(Path("runs/digits/version_0/config.yaml").read_text())
+    assert config["trainer"]["precision"] == ("bf16-mixed" if supported else "32-true")
+    assert ("this processor has no bfloat16" in capsys.readouterr().out) is not supported
+
+
 def test_load_needs_no_lightning(fitted) -> None:
     code = (
         "import sys, cflow; vae = cflow.load(sys.argv[1]); print(vae.flow.dim); "
