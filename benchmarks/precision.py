@@ -92,7 +92,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     """Draw the points of a `solver_cost` document: error against evaluations and time, gradients against time."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
     axes = figure.subplots(1, 3)
     points, gradients = document["work_precision"], document["gradient_precision"]
     for x, label, ax in (("nfe", "velocity evaluations", axes[0]), ("seconds", "inference, seconds", axes[1])):
@@ -106,11 +106,12 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
         ylabel="relative error of ∂loss/∂z(0)",
         ax=axes[2],
     )
-    for ax, title in zip(axes, ("inference", None, "training"), strict=True):
-        if title is None:  # the same methods as beside it
-            ax.get_legend().remove()
-        else:
-            ax.get_legend().set_title(title)
+    for ax in axes:
+        ax.get_legend().remove()
+    for ax, title, side, columns in ((axes[0], "inference", "left", 6), (axes[2], "training", "right", 3)):
+        figure.legend(
+            *ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=columns, title=title, fontsize="small"
+        )
     where = document["machine"]
     figure.suptitle(
         f"{document['work_precision_size']}, float32, t = 0 .. 8, {document['work_precision_threads']} thread(s), "
