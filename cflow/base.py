@@ -265,12 +265,6 @@ def _hutchinson(velocity: Any, z: Tensor, probe: Tensor) -> Derivatives:
     return v, (vjp(probe)[0] * probe).sum(-1)
 
 
-def tensors(module: nn.Module, *names: str) -> list[Tensor]:
-    """Parameters by name, but past `nn.Module.__getattr__`, which takes as long as a small product."""
-    own: dict[str, Any] = module._parameters
-    return [own[name] if name in own else getattr(module, name) for name in names]
-
-
 def positive_int(name: str, x: int) -> int:
     """The argument as an int.
 

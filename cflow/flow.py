@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -296,7 +296,7 @@ def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
         ArgumentTypeError: another dtype than the potential's, or a potential in half precision.
         ArgumentError: another device than the potential's.
     """
-    model = _first_floating(net)
+    model = next((x for group in (net.parameters(), net.buffers()) for x in group if x.is_floating_point()), None)
     if model is not None and model.device != z.device:
         raise ArgumentError(
             f"{name}: lies on {z.device}, but the potential on {model.device}; move one of them with .to(device)"
@@ -314,16 +314,6 @@ def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
             f"{name}: has dtype {z.dtype}, but the potential {dtype}; use {name}.to({dtype}) or flow.to({z.dtype})"
         )
     return z.to(dtype)
-
-
-def _first_floating(net: nn.Module) -> Tensor | None:
-    """The first of a module's parameters and then buffers that is floating point."""
-    for store in ("_parameters", "_buffers"):
-        for module in net.modules():
-            for x in getattr(module, store).values():
-                if x is not None and x.is_floating_point():
-                    return cast(Tensor, x)
-    return None
 
 
 def _empty_path(z0: Tensor, times: Tensor, log_density: bool, kinetic_energy: bool) -> FlowPath:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .base import Derivatives, Potential, SumPotential, positive_int, tensors
+from .base import Derivatives, Potential, SumPotential, positive_int
 from .closed_forms import LinearKernel, RidgeKernel, TwoLayerKernel
 from .errors import ArgumentError, ArgumentTypeError
 from .kernels import Drive
@@ -76,7 +76,7 @@ class MLPPotential(Potential):
 
     def kernel(self, drive: Drive) -> TwoLayerKernel:
         """See `Potential.kernel`; under `output_tanh` that of the argument of the last tanh."""
-        w1, b1, w2, b2, a = tensors(self, "w1", "b1", "w2", "b2", "a")
+        w1, b1, w2, b2, a = _tensors(self, "w1", "b1", "w2", "b2", "a")
         return TwoLayerKernel(drive, w1, b1, w2, b2, a, self.time)
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
@@ -132,23 +132,21 @@ class RidgePotential(Potential):
 
     def kernel(self, drive: Drive) -> RidgeKernel:
         """See `Potential.kernel`."""
-        w, b, a = tensors(self, "w", "b", "a")
+        w, b, a = _tensors(self, "w", "b", "a")
         return RidgeKernel(drive, w, b, a[:, None], self._times if self.time is not None else None)
 
     def _times(self, t: Tensor, drive: Drive) -> tuple[Tensor, Tensor]:
         """Changes of a and of b: (G, 1, H) at a time (), (n, G, 1, H) at shared times (n,), (n, G, R or R/G, H) at
         times of rows (n, R).
         """
-        changes = cast(_RidgeTimeNet, self.time)(t)
-        if not t.ndim:
-            da, db = changes.view(2, self.num_flows, 1, self.hidden).unbind(0)
-            return drive.stack(da), drive.stack(db)
-        da, db = changes.view(*t.shape, 2, self.num_flows, self.hidden).unbind(-3)
+        da, db = cast(_RidgeTimeNet, self.time)(t).view(*t.shape, 2, self.num_flows, self.hidden).unbind(-3)
         return self._of_flows(da, drive), self._of_flows(db, drive)
 
     @staticmethod
     def _of_flows(x: Tensor, drive: Drive) -> Tensor:
-        """(n, G, 1 or R or R/G, H) of x (n, [R,] K, H)."""
+        """(G, 1, H) of x (K, H); (n, G, 1 or R or R/G, H) of x (n, [R,] K, H)."""
+        if x.ndim == 2:
+            return drive.stack(x.unsqueeze(1))
         if x.ndim == 4 and drive.blocks > 1:
             blocks = x.unflatten(1, (drive.blocks, -1))  # type: ignore[no-untyped-call]
             return torch.stack([blocks[:, g, :, k] for g, k in enumerate(drive.flows)], 1)
@@ -254,7 +252,7 @@ class _StackedTimeNet(_TimeNet):
 
     def forward(self, t: Tensor, drive: Drive) -> Tensor:
         s = self.sinusoids(t)  # (F,), (n, F) or (n, R, F)
-        w1, b1, w2, b2 = tensors(self, "w1", "b1", "w2", "b2")
+        w1, b1, w2, b2 = _tensors(self, "w1", "b1", "w2", "b2")
         w2, b2 = drive.stack(w2), drive.stack(b2)
         flows, _, hidden = b2.shape
         if w1.shape[0] > flows * hidden:
@@ -282,7 +280,7 @@ class _RidgeTimeNet(_TimeNet):
         self.b2 = nn.Parameter(torch.zeros(2 * num_flows * hidden))
 
     def forward(self, t: Tensor) -> Tensor:
-        w1, b1, w2, b2 = tensors(self, "w1", "b1", "w2", "b2")
+        w1, b1, w2, b2 = _tensors(self, "w1", "b1", "w2", "b2")
         s = self.sinusoids(t)
         y = _affine(s if t.ndim == 0 else s.flatten(0, -2), w1, b1, _HALF, _HALF)
         return _affine(_gelu(y), w2, b2, 1, _HALF).view(*t.shape, -1)
@@ -301,6 +299,12 @@ def _affine(x: Tensor, w: Tensor, b: Tensor, beta: float, alpha: float) -> Tenso
     if x.ndim == 1:
         return torch.addmv(b, w, x, beta=beta, alpha=alpha)
     return torch.addmm(b, x, w.mT, beta=beta, alpha=alpha)
+
+
+def _tensors(module: nn.Module, *names: str) -> list[Tensor]:
+    """Parameters by name, but past `nn.Module.__getattr__`, which takes as long as a small product."""
+    own: dict[str, Any] = module._parameters
+    return [own[name] if name in own else getattr(module, name) for name in names]
 
 
 def _uniform(*shape: int, fan_in: int) -> nn.Parameter:

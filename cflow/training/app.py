@@ -127,7 +127,7 @@ class CflowCLI(LightningCLI):
         section = self._get(self.config, "trainer")
         if section["precision"] == "bf16-mixed" and bfloat16_in_software(section["accelerator"]):
             section["precision"] = "32-true"
-            if self.subcommand == "fit" and getattr(rank_zero_only, "rank", 0) in (0, None):
+            if self.subcommand == "fit" and is_first_process():
                 print(
                     "--trainer.precision: this processor has no bfloat16, and would be slower with it; taking 32-true"
                 )
@@ -145,8 +145,7 @@ class CflowCLI(LightningCLI):
         self.datamodule.prepare_data()
         root, name = Path(section["default_root_dir"]), str(self._get(self.config, "run_name") or "run")
         # Other processes of the same fit get the folder of the first one, by broadcast.
-        first = getattr(rank_zero_only, "rank", 0) in (0, None)
-        self.run = runs.claim_run(root, name) if first else root / name / "version_0"
+        self.run = runs.claim_run(root, name) if is_first_process() else root / name / "version_0"
         self.save_config_kwargs = {"folder": self.run}
         if section["logger"] in (None, True):
             kwargs["logger"] = TensorBoardLogger(root, name=name, version=self.run.name)
@@ -182,6 +181,11 @@ class CflowCLI(LightningCLI):
         found = [str(f) for f in files if f.is_file()]
         if found:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=found[0], out_dir=str(run))
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a fit that writes and speaks."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 def bfloat16_in_software(accelerator: object) -> bool:
