@@ -133,6 +133,7 @@ class Field:
         inputs: see `Inputs`.
         length: length of the stretch.
         like: a state of the rows.
+        samples: the row (B,) of each sample, where rows are sorted; None: the batch as it is.
         lasting: whether the potential is prepared once for all evaluations; False under the continuous adjoint, which
             differentiates every evaluation by itself.
         compiled: compiled velocities, or None.
@@ -146,10 +147,11 @@ class Field:
         inputs: Inputs,
         length: float,
         like: Tensor,
+        samples: Tensor | None,
         lasting: bool,
         compiled: CompiledField | None = None,
     ) -> None:
-        self.compiled = compiled
+        self.compiled, self.samples = compiled, samples
         self.net, self.asked, self.inputs, self.length, self.lasting = net, asked, inputs, length, lasting
         self.drive = Drive(inputs.weights, drive.flows, drive.row_times)
         self.dim, self.dtype = like.shape[1] - asked.log_density - asked.kinetic_energy, like.dtype

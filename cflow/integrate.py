@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import warnings
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,10 +13,12 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from .errors import ArgumentError, IntegrationError
+from .errors import IntegrationError
 from .fields import Field
+from .norms import adjoint_norm, batch_norm, of_samples
+from .scipy_methods import counting_method
 from .segments import Stretch
-from .solvers import Solver, scipy_method
+from .solvers import Solver
 from .tableau import Tableau, tableau
 
 
@@ -107,7 +107,7 @@ class Integrator:
         settings["options"] = options = self._options(func, s)
         if inputs is not None:
             settings["adjoint_params"] = tuple(inputs)
-            settings["adjoint_options"] = self._adjoint_options(options, field.dim, grid)
+            settings["adjoint_options"] = self._adjoint_options(options, field, grid)
         integrate = torchdiffeq.odeint if inputs is None else torchdiffeq.odeint_adjoint
         try:
             out: Tensor = integrate(func, y, s, **settings)
@@ -119,10 +119,10 @@ class Integrator:
         landed = func.landed(out)
         return landed if inputs is None else out + (landed - out).detach()
 
-    def _adjoint_options(self, options: dict[str, Any], dim: int, grid: list[float]) -> dict[str, Any]:
+    def _adjoint_options(self, options: dict[str, Any], field: Field, grid: list[float]) -> dict[str, Any]:
         """The options of the solves back from landing to landing."""
         if "norm" in options:
-            return {**options, "norm": _adjoint_norm(dim)}
+            return {**options, "norm": adjoint_norm(field.dim, field.samples)}
         if not grid:
             return options
 
@@ -191,10 +191,11 @@ class Integrator:
             if "adams" in solver.method:
                 options.setdefault("max_order", 5)
         elif solver.is_scipy:
-            options["solver"] = _counting_scipy_method(options.get("solver", "LSODA"), func)
+            options["solver"] = counting_method(options.get("solver", "LSODA"), func)
         else:
             options["step_t"] = s  # land on the requested points, so that they are not interpolated
-            options.setdefault("norm", row_norm(func.field.dim))
+            norm, field = options.get("norm"), func.field
+            options["norm"] = batch_norm(field.dim, field.samples) if norm is None else of_samples(norm, field.samples)
         return options
 
 
@@ -350,58 +351,3 @@ class _AdaptiveFunction(_Function):
             raise self.failure(abs(s), y, "the step size shrank to nothing")
         if trials > self.owner.solver.max_steps:
             raise self.failure(abs(s), y, f"more than max_steps={self.owner.solver.max_steps} steps")
-
-
-def row_norm(dim: int) -> Callable[[Tensor], Tensor]:
-    """Error norm of states (R, D + E): the largest over rows, of z by its root mean square over D dimensions.
-
-    torchdiffeq's default is the root mean square over the batch too, under which one demanding row among many
-    easy ones misses its tolerance. Detached: the steps are constants to gradients, the first one too.
-    """
-
-    def norm(y: Tensor) -> Tensor:
-        y = y.detach()
-        z = y[:, :dim].square().mean(-1).amax().sqrt()
-        return z if y.shape[1] == dim else torch.maximum(z, y[:, dim:].abs().amax())
-
-    return norm
-
-
-def _adjoint_norm(dim: int) -> Callable[[tuple[Tensor, ...]], Tensor]:
-    """`row_norm` for the adjoint's state (t, y, adjoint of y, parameter gradients): parameters by their RMS."""
-    rows = row_norm(dim)
-
-    def norm(state: tuple[Tensor, ...]) -> Tensor:
-        t, y, adjoint, *rest = state
-        parts = [t.abs().reshape(()), rows(y), rows(adjoint), *(p.square().mean().sqrt() for p in rest if p.numel())]
-        return torch.stack(parts).amax()
-
-    return norm
-
-
-def _counting_scipy_method(method: object, func: _Function) -> type:
-    """The SciPy method with its steps counted and bound by `max_steps`."""
-    cls, alive = scipy_method(method), weakref.proxy(func)  # a class is freed late
-
-    def start(self: Any, function: Any, t0: float, y0: Any, *args: Any, **options: Any) -> None:
-        try:
-            with warnings.catch_warnings():  # torchdiffeq hands every method the options of LSODA
-                warnings.filterwarnings("ignore", "The following arguments have no (relevance|effect)", UserWarning)
-                cls.__init__(self, function, t0, y0, *args, **options)
-        except MemoryError as error:
-            raise ArgumentError(
-                f"options: SciPy's {cls.__name__} keeps a matrix of {len(y0)} × {len(y0)} numbers for a state of "
-                f"{len(y0)} (gradients of parameters included), {8 * len(y0) ** 2 / 2**30:.1f} GiB that this machine "
-                "does not have; use options={'solver': 'DOP853'}, which keeps none"
-            ) from error
-
-    def step(self: Any) -> Any:
-        owner = alive.owner
-        owner.trials += 1
-        if owner.trials > owner.solver.max_steps:
-            y = torch.as_tensor(self.y).reshape(-1, 1)
-            raise alive.failure(abs(float(self.t)), y, f"more than max_steps={owner.solver.max_steps} steps")
-        owner.steps += 1
-        return cls.step(self)
-
-    return type(cls.__name__, (cls,), {"__init__": start, "step": step})

@@ -125,8 +125,8 @@ class _Call:
         tensors = [*parameters, *self.buffers]
         lent = [] if own else [(store, name, tensors[i]) for store, name, i in self.places]
         made = Inputs(weights, start, end, context, shifts, lent)
-        net, length = self.problem.net, self.stretch.length
-        return Field(net, self.asked, self.rows.drive, made, length, y, lasting, self.problem.compiled)
+        net, rows, length = self.problem.net, self.rows, self.stretch.length
+        return Field(net, self.asked, rows.drive, made, length, y, rows.back, lasting, self.problem.compiled)
 
     def run(self) -> Tensor:
         """States (L, R, C) at the landings."""

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import scipy.integrate
 from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.scipy_wrapper import ScipyWrapperODESolver
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from .errors import ArgumentError, ArgumentTypeError, did_you_mean
+from .scipy_methods import scipy_method
 from .tableau import tableau
 
 GradientMode = Literal["auto", "adjoint", "direct", "discrete"]
@@ -33,8 +33,9 @@ class Solver:
         method: any solver of the installed torchdiffeq, such as "dopri5", "dopri8", "rk4", "euler".
         step_size: frames a step, for fixed-step methods only (there it is required). Each interval between
             requested times or schedule boundaries is cut into the fewest equal steps no longer than this.
-        rtol, atol: relative and absolute tolerance of adaptive methods. A step is accepted where the error of
-            every row of the batch (root mean square over its dimensions) is within atol + rtol·|z|.
+        rtol, atol: relative and absolute tolerance of adaptive methods. A step is accepted where its error, in units
+            of atol + rtol·|z|, has a root mean square of at most 1 over the batch and of at most 2 in every sample
+            (torchdiffeq alone bounds the first, so that one demanding sample among many easy ones may be far off).
         gradient: "discrete": the exact gradient of the discrete solve, for explicit Runge-Kutta methods: only
             states are kept, and the accepted steps replayed backwards. "direct": the same gradient by
             backpropagation through the solver, which keeps every intermediate result and can be differentiated
@@ -43,8 +44,9 @@ class Solver:
             fixed-step Runge-Kutta methods and direct for other fixed-step ones, because the adjoint of a coarse
             fixed-step solve is not its gradient.
         max_steps: most steps of one solve, rejected ones included.
-        options: further options of the method, as torchdiffeq names them. "scipy_solver" takes LSODA, which keeps a
-            matrix of the size of the state squared; {"solver": "DOP853"} keeps none.
+        options: further options of the method, as torchdiffeq names them. A "norm" of your own gets errors of states
+            (B, D + E), the last E of integrals. "scipy_solver" takes LSODA, which keeps a matrix of the size of the
+            state squared; {"solver": "DOP853"} keeps none.
 
     Raises:
         ArgumentError, ArgumentTypeError: an unknown method or option, one of another method, a step or tolerance
@@ -182,14 +184,3 @@ def _check_number(name: str, x: object, *, least: float, strict: bool = False) -
         raise ArgumentTypeError(f"{name}: expected {wanted}, got {type(x).__name__} {x!r}")
     if not math.isfinite(x) or x < least or (strict and x == least):
         raise ArgumentError(f"{name}: expected {wanted}, got {x!r}")
-
-
-def scipy_method(method: object) -> Any:
-    """A class of scipy.integrate, from it or from its name."""
-    cls = getattr(scipy.integrate, method, None) if isinstance(method, str) else method
-    if not (isinstance(cls, type) and issubclass(cls, scipy.integrate.OdeSolver)):
-        known = [n for n, c in vars(scipy.integrate).items() if isinstance(c, type) and n not in ("OdeSolver",)]
-        raise ArgumentError(
-            f"options: solver={method!r} is no solver of scipy.integrate.{did_you_mean(str(method), known)}"
-        )
-    return cls

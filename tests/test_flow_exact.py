@@ -64,6 +64,46 @@ def test_tolerance_is_met(method, tol, marks, batch):
         assert density_error <= marks[1]
 
 
+def test_one_demanding_sample_among_many_easy_ones_meets_the_tolerance():
+    # a root mean square over the batch alone lets its error grow with the square root of the batch
+    z0 = 1e-3 * (1.6 * torch.rand(200, 6) - 0.8)
+    z0[0] = 0.8
+    exact = Pulsing.flow(z0, 0, 8)
+    for tol in (1e-5, 1e-7):
+        z1 = PotentialFlow(Pulsing(), solver=Solver("dopri5", rtol=tol, atol=tol))(z0, None, (0.0, 8.0))
+        assert ((z1 - exact).abs() / (1 + exact.abs())).max() <= 10 * tol
+
+
+def test_steps_do_not_depend_on_how_samples_are_sorted_and_filled_up():
+    flow = PotentialFlow(cflow.MLPPotential(4, 3), solver=Solver("dopri5", rtol=1e-8, atol=1e-8))
+    with torch.no_grad():
+        flow.net.a.mul_(6)
+    # one hard sample stands first among few of its flow: its copies must not count
+    z0, k = 0.1 * torch.randn(40, 4), torch.tensor([2, 2, *[0] * 30, *[1] * 8])
+    z0[0] = 3.0
+    one_hot = torch.nn.functional.one_hot(k, 3).to(z0)
+    sorted_, mixed = (flow.solve(z0, selection, (0.0, 5.0), log_density=True) for selection in (k, one_hot))
+    assert (sorted_.nfe, sorted_.steps) == (mixed.nfe, mixed.steps)
+    torch.testing.assert_close(sorted_.z, mixed.z, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("gradient", ["direct", "discrete", "adjoint"])
+def test_a_norm_of_the_users_gets_the_samples_in_their_order(gradient):
+    seen = []
+
+    def norm(y):
+        seen.append(y.detach())
+        return y.abs().max()
+
+    solver = Solver("dopri5", gradient=gradient, options={"norm": norm})
+    z0 = torch.randn(5, 4, requires_grad=True)
+    flow = PotentialFlow(cflow.MLPPotential(4, 3), solver=solver)
+    flow.solve(z0, torch.tensor([2, 0, 0, 0, 1]), (0.0, 1.0), log_density=True).z[-1].sum().backward()
+    assert {tuple(y.shape) for y in seen} == {(5, 5)}
+    scaled = z0 / (solver.atol + solver.rtol * z0.abs())  # the first call, to choose the first step
+    torch.testing.assert_close(seen[0][:, :4], scaled.detach())
+
+
 @pytest.mark.parametrize(
     ("method", "order"),
     [
