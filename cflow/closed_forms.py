@@ -92,15 +92,20 @@ class _Blocks(_Rows):
         flows, rows, hidden = x.shape
         return x.new_empty(rows, flows, hidden).transpose(0, 1)
 
-    def first_gradient(self, stages: Stages, dr: Sequence[Tensor], r: Tensor) -> tuple[Tensor, Tensor]:
-        """Σ drᵀ z + rᵀ λ and Σ dr, for dr (G, R or R/G, H) of each stage and r (G, S·R or S·R/G, H) of all."""
+    def first_gradient(
+        self, stages: Stages, dr: Sequence[Tensor], r: Tensor, total: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Σ drᵀ z + rᵀ λ, added to a total, and Σ dr.
+
+        For dr (G, R or R/G, H) of each stage, and r (G, S·R or S·R/G, H) of all.
+        """
         if self.blocks > 1:
-            z, cotangents = [self.rows(x) for x in stages.z], [self.rows(x) for x in stages.cotangents]
             along = _join(dr)
-            return torch.bmm(torch.cat([along, r], 1).mT, torch.cat([*z, *cotangents], 1)), along.sum(1, keepdim=True)
-        along = torch.cat([*(x.transpose(0, 1).flatten(1) for x in dr), r.transpose(0, 1).flatten(1)])
-        product = along.mT @ torch.cat([stages.z.flatten(0, 1), *stages.cotangents])
-        return product, along[: len(along) // 2].sum(0)
+            z, cotangents = (_join([self.rows(x) for x in xs]) for xs in (stages.z, stages.cotangents))
+            return _add_product(_add_product(total, along.mT, z), r.mT, cotangents), along.sum(1, keepdim=True)
+        along = _join([x.transpose(0, 1).flatten(1) for x in dr], 0)
+        total = _add_product(total, along.mT, stages.z.flatten(0, 1))
+        return _add_product(total, r.transpose(0, 1).flatten(1).mT, _join(stages.cotangents, 0)), along.sum(0)
 
 
 class TwoLayerKernel(_Blocks):
@@ -205,20 +210,21 @@ class TwoLayerKernel(_Blocks):
         dr = self._times_derivative(torch.bmm(dq, w2), s1).addcmul_(curved1, a1)
         return self.last(dr), (h1, a2, dq, dr)
 
-    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+    def parameters(self, stages: Stages, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         """See `Kernel.parameters`."""
         _, _, w2, c, *base = self.tensors
+        w1_total, w2_total = (None, None) if totals is None else (totals[0], totals[2])
         _, x, s2, q, r = (part.flatten(1, 2) for part in stages.saved[:5])  # (G, S·R or S·R/G, H)
         h1, a2, dq = (_join([made[i] for made in stages.made]) for i in range(3))
         shape = len(dq), len(stages.made), -1, dq.shape[-1]
-        along_w1, along_b1 = self.first_gradient(stages, [made[3] for made in stages.made], r)
-        along_w2 = torch.baddbmm(torch.bmm(q.mT, h1), dq.mT, x, beta=0.25, alpha=0.5)
+        along_w1, along_b1 = self.first_gradient(stages, [made[3] for made in stages.made], r, w1_total)
+        along_w2 = _add_product(_add_product(w2_total, q.mT, h1, 0.25), dq.mT, x, 0.5)
         along_c = (0.25 * _sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
         grads = along_w1, along_b1, along_w2, along_c
         if base:
             times = 0.5 * torch.bmm(dq, w2).view(shape)
-            return (*grads, 0.25 * dq.sum(1, keepdim=True)), (times.transpose(0, 1),)
-        return grads, (0.25 * dq.view(shape).sum(2, keepdim=True).transpose(0, 1),)
+            return _add((*grads, 0.25 * dq.sum(1, keepdim=True)), totals), (times.transpose(0, 1),)
+        return _add(grads, totals), (0.25 * dq.view(shape).sum(2, keepdim=True).transpose(0, 1),)
 
     def prepare_laplacian(self, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe."""
@@ -291,19 +297,21 @@ class RidgeKernel(_Blocks):
         dr = _sigmoid_vjp(4 * self.tensors[1] * a * x, s)
         return self.last(dr), (x, dr)
 
-    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+    def parameters(self, stages: Stages, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         """See `Kernel.parameters`."""
         _, weights = self.tensors
+        w_total = None if totals is None else totals[0]
         s, a = (part.transpose(0, 1) for part in stages.saved)  # (G, S, R or R/G or 1, H)
         x, dr = (torch.stack([made[i] for made in stages.made], 1) for i in range(2))
         h = 2 * s - 1
         r, hx = weights[:, None] * a * h, h * x
-        along_w, _ = self.first_gradient(stages, [made[1] for made in stages.made], r.flatten(1, 2))
+        along_w, _ = self.first_gradient(stages, [made[1] for made in stages.made], r.flatten(1, 2), w_total)
         along_weights = (a * hx).sum((1, 3)) if weights.shape[1] > 1 else (a * hx).sum((1, 2, 3))
         along_a, along_b = weights[:, None] * hx, dr
         if not self.row_times:
             along_a, along_b = along_a.sum(2, keepdim=True), along_b.sum(2, keepdim=True)
-        return (along_w, along_weights.view(weights.shape)), (along_a.transpose(0, 1), along_b.transpose(0, 1))
+        grads = _add((along_w, along_weights.view(weights.shape)), totals)
+        return grads, (along_a.transpose(0, 1), along_b.transpose(0, 1))
 
     def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
         """4 ‖w_j‖² (G, 1, H)."""
@@ -354,18 +362,17 @@ class LinearKernel(_Rows):
             return self._mix(cotangent, s.mT, w[0]), ()
         return torch.bmm(self.rows(cotangent), s.mT).view(-1, s.shape[-1]), ()
 
-    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+    def parameters(self, stages: Stages, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         """See `Kernel.parameters`."""
         s, b, *w = self.tensors
         if not w:
-            z = torch.cat([self.rows(x) for x in stages.z], 1)
-            cotangent = torch.cat([self.rows(x) for x in stages.cotangents], 1)
-            return (torch.bmm(z.mT, cotangent), cotangent.sum(1, keepdim=True)), ()
-        z, cotangent = stages.z.flatten(0, 1), torch.cat(list(stages.cotangents))
+            z, cotangent = (_join([self.rows(x) for x in xs]) for xs in (stages.z, stages.cotangents))
+            return _add((torch.bmm(z.mT, cotangent), cotangent.sum(1, keepdim=True)), totals), ()
+        z, cotangent = stages.z.flatten(0, 1), _join(stages.cotangents, 0)
         weights = w[0].repeat(len(stages.z), 1)
         along_s = (_weighted(z, weights).mT @ cotangent).view(s.shape)
         each = torch.einsum("rd,kde,re->rk", z, s, cotangent) + cotangent @ b[:, 0].mT
-        return (along_s, (weights.mT @ cotangent)[:, None], each.view(-1, *w[0].shape).sum(0)), ()
+        return _add((along_s, (weights.mT @ cotangent)[:, None], each.view(-1, *w[0].shape).sum(0)), totals), ()
 
     def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
         """tr S, of each row or of each block."""
@@ -378,9 +385,25 @@ class LinearKernel(_Rows):
         return prepared.repeat_interleave(len(saved[0]) // len(prepared))
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
+def _join(parts: Sequence[Tensor], axis: int = 1) -> Tensor:
     """Stages (G, R or R/G, H) side by side, (G, S·R or S·R/G, H)."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+def _add_product(total: Tensor | None, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
+    """total + factor · a b, in place of the total; None is a total of 0."""
+    beta = 1
+    if total is None:
+        total, beta = a.new_empty(*a.shape[:-1], b.shape[-1]), 0
+    add = total.addmm_ if a.ndim == 2 else total.baddbmm_
+    return add(a, b, beta=beta, alpha=factor)
+
+
+def _add(grads: Tensors, totals: Tensors | None) -> Tensors:
+    """The sums, in place of the totals, one of which a gradient may be already."""
+    if totals is None:
+        return grads
+    return tuple(total if grad is total else total.add_(grad) for grad, total in zip(grads, totals, strict=True))
 
 
 def _weighted(z: Tensor, w: Tensor) -> Tensor:

@@ -37,9 +37,9 @@ class Compiled:
         if self.failed:
             return self.function(*args)
         if self._compiled is None:
-            self._compiled = torch.compile(self.function)
+            self._compiled = torch.compile(self.function, backend=_inductor)
         try:
-            with torch._functorch.config.patch(donated_buffer=False), warnings.catch_warnings():
+            with warnings.catch_warnings():
                 # the compiler looks at .grad of everything it sees, and under "error" would stumble over the warning
                 warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
                 return self._compiled(*args)
@@ -56,3 +56,11 @@ class Compiled:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # compiled code can be neither pickled nor copied
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """PyTorch's default backend, without donated buffers: set here, and not around each call, which costs 50 µs."""
+    from torch._inductor.compile_fx import compile_fx  # it takes seconds to import
+
+    with torch._functorch.config.patch(donated_buffer=False):
+        return compile_fx(graph, inputs)

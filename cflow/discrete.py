@@ -6,9 +6,8 @@ k_i = f(y_i) and y_i = y + h Σ_{j<i} a_{ij} k_j. From the cotangent λ' of y', 
 .. math:: κ_i = h (b_i λ' + Σ_{j>i} a_{ji} μ_j), \quad μ_i = (∂f/∂y)^T κ_i, \quad λ = λ' + Σ_i μ_i
 
 and the gradient of θ is Σ_i (∂f/∂θ)ᵀ κ_i. Of a step, the state at its start is kept; and where f is a kernel's closed
-form those at its stages, so that the stages of a step are linearized in one batch, instead of one after the other from
-the start; of short steps of few rows, several steps in one batch. The steps that an adaptive method has accepted are
-taken as given.
+form those at its stages, so that stages of few rows are linearized several at a time, instead of one after the other
+from the start of their step. The steps that an adaptive method has accepted are taken as given.
 
 References:
     Hager: Runge-Kutta methods in optimal control and the transformed adjoint system, 2000.
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,7 +29,7 @@ from .integrate import Step
 from .kernels import Kernel, Stages, Tensors
 from .tableau import Tableau, tableau
 
-_CHUNK = 2**16  # hidden units of all rows and stages that are linearized together
+_CHUNK, _LEAST = 96 * 1024, 3  # so many hidden units are linearized together, if they are so many stages
 
 
 def replay(
@@ -89,9 +88,9 @@ class _Steps(ABC):
     def finish(self) -> list[Tensor]:
         """Return the gradients of the wanted inputs."""
 
-    def clock(self, steps: Sequence[Step]) -> list[float]:
-        """Points of the clock at all stages of some steps."""
-        return [x.start + c * x.size for x in steps for c in self.table.c[: self.stages]]
+    def clock(self, step: Step) -> list[float]:
+        """Points of the clock at the stages of a step."""
+        return [step.start + c * step.size for c in self.table.c[: self.stages]]
 
 
 class _RecordedSteps(_Steps):
@@ -110,7 +109,7 @@ class _RecordedSteps(_Steps):
             if step.carried is not None:
                 sources.append(step.carried.detach().requires_grad_())
                 ks.append(sources[1])
-            times = field.patched(lambda: field.times(self.clock([step])))
+            times = field.patched(lambda: field.times(self.clock(step)))
             for i in range(len(ks), stages):
                 at = _combine(y, ks, [step.size * a for a in table.a[i]])
                 ks.append(field.evaluate(at, tuple(x[i] for x in times)))
@@ -136,20 +135,17 @@ class _RecordedSteps(_Steps):
 
 @dataclasses.dataclass
 class _Chunk:
-    """Consecutive steps that are linearized together.
+    """Consecutive stages that are linearized together.
 
     Attributes:
-        first, last: the first and the last of them.
-        skip: stages at the start of each that were taken over from the step before.
-        z, saved: states at all other stages (S, R, D), and what `linearize_all` returned.
+        first: the first of them.
+        z, saved: their states (S, R, D), and what the kernel read of them.
         each: the same of each stage.
-        times: the times of all stages, those taken over included.
+        times: their times.
         cotangents, made: gathered backwards, see `Stages`.
     """
 
     first: int
-    last: int
-    skip: int
     z: Tensor
     saved: Tensors
     each: list[Tensors]
@@ -168,51 +164,53 @@ class _ClosedSteps(_Steps):
         self.rate: Any = field.rate.detach() if isinstance(field.rate, Tensor) else field.rate
         self.rate_wanted = isinstance(field.rate, Tensor) and field.rate.requires_grad
         self.along_rate: Any = 0
-        self.along_tensors: Tensors = ()
-        self.tables: Tensors = ()  # the times of all stages of all steps, where all rows share them
+        self.along_tensors: Tensors | None = None
+        self.tables: Tensors = ()  # the times of all stages, where all rows share them
         self.along_tables: Tensors = ()
+        self.pending: list[tuple[Tensor, Tensor]] = []  # times of rows of their own, with gradients
         self.totals: list[Tensor] = []
-        self.steps: Sequence[Step] = ()
+        self.states: list[Tensor] = []  # of all stages but those that were taken over from the step before
+        self.points: list[float] = []  # and their points on the clock
+        self.left = 0  # how many of them are still to be taken backwards
         self.chunk: _Chunk | None = None
 
     def prepare(self, steps: Sequence[Step]) -> None:
-        """Embed the times of all stages in one batch, where all rows share them."""
-        self.steps = steps
+        """List all stages; embed their times in one batch, where all rows share them."""
+        dim, energy = self.field.dim, self.field.asked.kinetic_energy
+        for step in steps:
+            fresh = slice(0 if step.carried is None else 1, self.stages)
+            self.states += [y[:, :dim] if energy else y for y in [step.y, *step.inputs][fresh]]
+            self.points += self.clock(step)[fresh]
+        self.left = len(self.states)
         if self.kernel.num_times and not self.field.drive.row_times:
-            self.tables = self._times(steps)
+            self.tables = self._times(self.points)
             self.along_tables = tuple(torch.zeros_like(x) for x in self.tables)
 
-    def _times(self, steps: Sequence[Step]) -> Tensors:
+    def _times(self, points: Sequence[float]) -> Tensors:
         with torch.enable_grad():
-            return self.field.patched(lambda: self.field.times(self.clock(steps)))
+            return self.field.patched(lambda: self.field.times(points))
 
-    def _linearize(self, last: int) -> _Chunk:
-        """Linearize a step, and as many before it as together are not too large."""
-        skip = 0 if self.steps[last].carried is None else 1
-        size = self.steps[last].y.shape[0] * self.plain.width * (self.stages - skip)
-        first, most = last, _CHUNK // size
-        while first > 0 and last - first + 1 < most and (self.steps[first - 1].carried is None) == (skip == 0):
-            first -= 1
-        steps, dim = self.steps[first : last + 1], self.field.dim
-        states = [y for step in steps for y in [step.y, *step.inputs][skip : self.stages]]
-        z = torch.stack([y[:, :dim] for y in states] if self.field.asked.kinetic_energy else states)
+    def _linearize(self) -> _Chunk:
+        """Linearize the last stage that is left, and as many before it as together are not too large."""
+        plain, z = self.plain, self.states[self.left - 1]
+        most = _CHUNK // (z.shape[0] * plain.width)
+        first = max(self.left - most, 0) if most >= _LEAST else self.left - 1
+        chosen = slice(first, self.left)
         times: Tensors = ()
-        if self.tables:
-            times = tuple(x[first * self.stages : (last + 1) * self.stages] for x in self.tables)
-        elif self.kernel.num_times:
-            times = self._times(steps)
-        saved = self.plain.linearize_all(z, tuple(self._evaluated(x.detach(), skip).flatten(0, 1) for x in times))
-        return _Chunk(first, last, skip, z, saved, self.plain.unstacked(saved), times)
-
-    def _evaluated(self, x: Tensor, skip: int) -> Tensor:
-        """The entries (steps, stages − skip, …) of stages that were not taken over, out of (steps · stages, …)."""
-        return x.view(-1, self.stages, *x.shape[1:])[:, skip:]
+        if self.kernel.num_times:
+            times = tuple(x[chosen] for x in self.tables) or self._times(self.points[chosen])
+        seen = tuple(x.detach() for x in times)
+        if self.left - first == 1:
+            saved = plain.linearize(z, tuple(x[0] for x in seen))
+            return _Chunk(first, z[None], plain.stacked(saved), [saved], times)
+        several = torch.stack(self.states[chosen])
+        saved = plain.linearize_all(several, seen)
+        return _Chunk(first, several, saved, plain.unstacked(saved), times)
 
     def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        chunk = self.chunk = self._linearize(n) if self.chunk is None else self.chunk
-        table, plain, stages, size, skip = self.table, self.plain, self.stages, step.size, chunk.skip
+        table, plain, stages, size = self.table, self.plain, self.stages, step.size
+        skip = 0 if step.carried is None else 1
         dim, energy = self.field.dim, self.field.asked.kinetic_energy
-        before = (n - chunk.first) * (stages - skip) - skip
         along_z, along_energy = (along_y[:, :dim], along_y[:, dim:]) if energy else (along_y, along_y)
         pulled: list[Tensor | None] = [None] * stages
         for i in reversed(range(stages)):
@@ -223,7 +221,9 @@ class _ClosedSteps(_Steps):
                 kappa_energy = kappa_energy + along_last[:, dim:] if energy else kappa_energy
             if i < skip:
                 break
-            own = chunk.each[before + i]
+            chunk = self.chunk = self._linearize() if self.chunk is None else self.chunk
+            self.left -= 1
+            own = chunk.each[self.left - chunk.first]
             cotangent = self._rated(kappa)
             if energy or self.rate_wanted:
                 v = plain.velocity(own)
@@ -232,10 +232,12 @@ class _ClosedSteps(_Steps):
             pulled[i], left = plain.pull_back(own, cotangent)
             chunk.cotangents.append(cotangent)
             chunk.made.append(left)
-        if n == chunk.first:
-            self.chunk = None
-            if self.wanted:
-                self._add(chunk)
+            if self.left == chunk.first:
+                self.chunk = None
+                if self.wanted:
+                    self._add(chunk)
+        self._chain(self.pending)
+        self.pending = []
         along_z = sum((x for x in pulled if x is not None), along_z)
         if not energy:
             return along_z, kappa if skip else None
@@ -253,24 +255,18 @@ class _ClosedSteps(_Steps):
         self.along_rate = self.along_rate + (along if self.rate.ndim else along.sum())
 
     def _add(self, chunk: _Chunk) -> None:
-        """Add the gradients of some steps to those of the tensors and times."""
-        tensors, times = self.plain.parameters(Stages(chunk.z, chunk.saved, chunk.cotangents[::-1], chunk.made[::-1]))
-        if self.along_tensors:
-            for total, grad in zip(self.along_tensors, tensors, strict=True):
-                total += grad
-        else:
-            self.along_tensors = tuple(x.clone() for x in tensors)
-        where = slice(chunk.first * self.stages, (chunk.last + 1) * self.stages)
-        along = tuple(x[where] for x in self.along_tables) or tuple(torch.zeros_like(x) for x in chunk.times)
-        for total, grad in zip(along, times, strict=True):
-            part = self._evaluated(total, chunk.skip)
-            part.copy_(grad.view(part.shape))
+        """Add the gradients of some stages to those of the tensors and times."""
+        stages = Stages(chunk.z, chunk.saved, chunk.cotangents[::-1], chunk.made[::-1])
+        self.along_tensors, times = self.plain.parameters(stages, self.along_tensors)
         if not self.tables:
-            self._chain(chunk.times, along)
+            self.pending += zip(chunk.times, times, strict=True)
+            return
+        for total, grad in zip(self.along_tables, times, strict=True):
+            total[chunk.first : chunk.first + len(grad)] = grad
 
-    def _chain(self, outputs: Sequence[Tensor], grads: Sequence[Tensor]) -> None:
+    def _chain(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Carry gradients on to the wanted inputs."""
-        pairs = [(x, g) for x, g in zip(outputs, grads, strict=True) if x.requires_grad]
+        pairs = [(x, g) for x, g in pairs if x.requires_grad]
         if not pairs:
             return
         outputs, grads = [x for x, _ in pairs], [g for _, g in pairs]
@@ -283,9 +279,11 @@ class _ClosedSteps(_Steps):
         """Carry what has been gathered for tensors, times and rate on to the wanted inputs."""
         if not self.wanted:
             return []
-        self._chain([*self.kernel.tensors, *self.tables], [*self.along_tensors, *self.along_tables])
+        along_tensors = self.along_tensors or tuple(torch.zeros_like(x) for x in self.plain.tensors)
+        outputs, grads = [*self.kernel.tensors, *self.tables], [*along_tensors, *self.along_tables]
+        self._chain(zip(outputs, grads, strict=True))
         if self.rate_wanted:
-            self._chain([self.field.rate], [self.along_rate])  # type: ignore[list-item]
+            self._chain([(cast(Tensor, self.field.rate), self.along_rate)])
         return self.totals or [torch.zeros_like(x) for x in self.wanted]
 
 
@@ -304,5 +302,5 @@ def _combine_back(
     out = along * (size * b)
     for mu, a in zip(pulled[i + 1 :], column, strict=True):
         if a:
-            out = torch.add(out, cast(Tensor, mu), alpha=size * a)
+            out.add_(cast(Tensor, mu), alpha=size * a)
     return out

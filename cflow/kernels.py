@@ -127,8 +127,11 @@ class Kernel(ABC):
         """(∂v/∂z)ᵀ λ (R, D), and what `parameters` reads."""
 
     @abstractmethod
-    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
-        """Gradients of Σ λ·v: of `tensors`, summed over the stages, and of their S entries of `embed`."""
+    def parameters(self, stages: Stages, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
+        """Gradients of Σ λ·v: of `tensors`, summed over the stages, and of their S entries of `embed`.
+
+        The former are added to `totals`, in place, where there are some.
+        """
 
     @abstractmethod
     def laplacian(self, saved: Tensors, prepared: Any) -> Tensor:
@@ -203,13 +206,14 @@ class SumKernel(Kernel):
         parts = [term.pull_back(s, cotangent) for term, s in zip(self.terms, self._parts(saved), strict=True)]
         return cast(Tensor, sum(g for g, _ in parts)), tuple(x for _, made in parts for x in made)
 
-    def parameters(self, stages: Stages) -> tuple[Tensors, Tensors]:
+    def parameters(self, stages: Stages, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         """See `Kernel.parameters`."""
         made = [self._made(x) for x in stages.made]
         grads: Tensors = ()
         times: Tensors = ()
         for i, (term, saved) in enumerate(zip(self.terms, self._parts(stages.saved), strict=True)):
-            found, of_times = term.parameters(Stages(stages.z, saved, stages.cotangents, [x[i] for x in made]))
+            own = None if totals is None else totals[len(grads) : len(grads) + len(term.tensors)]
+            found, of_times = term.parameters(Stages(stages.z, saved, stages.cotangents, [x[i] for x in made]), own)
             grads, times = grads + found, times + of_times
         return grads, times
 

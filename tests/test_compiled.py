@@ -56,7 +56,7 @@ def test_compiled_is_eager(make, solver):
 
 
 def test_without_a_compiler_it_warns_once_and_runs(monkeypatch):
-    def broken(function):
+    def broken(function, **options):
         def run(*args):
             raise RuntimeError("no C++ compiler found\nand a long story")
 
@@ -73,7 +73,7 @@ def test_without_a_compiler_it_warns_once_and_runs(monkeypatch):
 
 
 def test_errors_of_the_potential_itself_come_through(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
 
     class Broken(Users):
         def forward(self, z, t):
