@@ -1,0 +1,137 @@
+"""What closed forms share: rows and blocks of rows, the layers at both ends of a stack, and elementwise parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..kernels import Drive, Kernel, Stages, Tensors
+
+
+class RowKernel(Kernel):
+    """Rows in one block, or in one a flow."""
+
+    def __init__(self, drive: Drive) -> None:
+        self.blocks = drive.blocks
+
+    def rows(self, z: Tensor) -> Tensor:
+        """States (R, D) beside hidden layers (G, R or R/G, H)."""
+        return z.view(self.blocks, -1, z.shape[-1])
+
+
+class StackKernel(RowKernel):
+    """First and last layer of a stack: one product of weights (G·H, D) for a mixture, else (G, H, D), one a block.
+
+    Attributes:
+        tensors: those weights first.
+        unused: has a shape that a bias may have; stands where there is none.
+    """
+
+    unused: Tensor
+
+    def __init__(self, drive: Drive, tensors: Tensors, hidden: int) -> None:
+        super().__init__(drive)
+        self.tensors, self.hidden, self.dim = tensors, hidden, tensors[0].shape[-1]
+        self.flows = tensors[0].shape[0] if self.blocks > 1 else tensors[0].shape[0] // hidden
+        self.width = tensors[0].shape[-2]
+        self._view()
+
+    @staticmethod
+    def layer(drive: Drive, hidden: int, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (K·H, D) and bias (K·H,) as `first` wants those of the flows that take part."""
+        if not drive.flows:
+            return w, b
+        w, b = drive.stack(w.view(-1, hidden, w.shape[1])), drive.stack(b.view(-1, 1, hidden))
+        return (w, b) if drive.blocks > 1 else (w[0], b[0, 0])
+
+    def _view(self) -> None:
+        """Look at the tensors as the products want them, once."""
+        self.w = self.tensors[0]
+        self.wt = self.w.mT
+
+    def with_tensors(self, tensors: Tensors) -> Kernel:
+        """See `Kernel.with_tensors`."""
+        other = super().with_tensors(tensors)
+        cast(StackKernel, other)._view()
+        return other
+
+    def norms(self) -> Tensor:
+        """‖w_h‖² (G, 1, H)."""
+        return cast(Tensor, torch.linalg.vecdot(self.w, self.w)).view(self.flows, 1, self.hidden)
+
+    def first(self, z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        """scale · (z Wᵀ + b), (G, R or R/G, H), for a `bias` or None."""
+        bias, beta = (self.unused, 0.0) if bias is None else (bias, scale)
+        if self.blocks > 1:
+            return torch.baddbmm(bias, self.rows(z), self.wt, beta=beta, alpha=scale)
+        out = torch.addmm(bias, z, self.wt, beta=beta, alpha=scale)
+        return out.view(-1, self.flows, self.hidden).transpose(0, 1)
+
+    def last(self, r: Tensor) -> Tensor:
+        """Σ_g r_g W_g (R, D) for r (G, R or R/G, H)."""
+        if self.blocks > 1:
+            return torch.bmm(r, self.w).view(-1, self.dim)
+        return torch.mm(r.transpose(0, 1).flatten(1), self.w)
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Sums over the flows of each row (R,), for x (G, R or R/G)."""
+        return x.reshape(-1) if self.blocks > 1 else x.sum(0)
+
+    def rowwise(self, x: Tensor) -> Tensor:
+        """An empty (G, R or R/G, H) that `last` takes without a copy."""
+        if self.blocks > 1:
+            return torch.empty_like(x)
+        flows, rows, hidden = x.shape
+        return x.new_empty(rows, flows, hidden).transpose(0, 1)
+
+    def first_gradient(
+        self, stages: Stages, dr: Sequence[Tensor], r: Tensor, total: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Σ drᵀ z + rᵀ λ, added to a total, and Σ dr.
+
+        For dr (G, R or R/G, H) of each stage, and r (G, S·R or S·R/G, H) of all.
+        """
+        if self.blocks > 1:
+            along = join(dr)
+            z, cotangents = (join([self.rows(x) for x in xs]) for xs in (stages.z, stages.cotangents))
+            return add_product(add_product(total, along.mT, z), r.mT, cotangents), along.sum(1, keepdim=True)
+        along = join([x.transpose(0, 1).flatten(1) for x in dr], 0)
+        total = add_product(total, along.mT, stages.z.flatten(0, 1))
+        return add_product(total, r.transpose(0, 1).flatten(1).mT, join(stages.cotangents, 0)), along.sum(0)
+
+
+def join(parts: Sequence[Tensor], axis: int = 1) -> Tensor:
+    """Stages (G, R or R/G, H) side by side, (G, S·R or S·R/G, H)."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+def add_product(total: Tensor | None, a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
+    """total + factor · a b, in place of the total; None is a total of 0."""
+    beta = 1
+    if total is None:
+        total, beta = a.new_empty(*a.shape[:-1], b.shape[-1]), 0
+    add = total.addmm_ if a.ndim == 2 else total.baddbmm_
+    return add(a, b, beta=beta, alpha=factor)
+
+
+def add(grads: Tensors, totals: Tensors | None) -> Tensors:
+    """The sums, in place of the totals, one of which a gradient may be already."""
+    if totals is None:
+        return grads
+    return tuple(total if grad is total else total.add_(grad) for grad, total in zip(grads, totals, strict=True))
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """σ(x) of a tensor that nothing else reads: in its place, unless that is to be differentiated."""
+    return torch.sigmoid(x) if torch.is_grad_enabled() else torch.sigmoid_(x)
+
+
+_VJP, _VJP_INTO = torch.ops.aten.sigmoid_backward.default, torch.ops.aten.sigmoid_backward.grad_input
+
+
+def sigmoid_vjp(g: Tensor, s: Tensor, out: Tensor | None = None) -> Tensor:
+    """g · s (1 − s) for s = σ(x). Broadcasts; `out` may be s itself."""
+    return cast(Tensor, _VJP(g, s) if out is None else _VJP_INTO(g, s, grad_input=out))
