@@ -99,11 +99,8 @@ class Kernel(ABC):
         return tuple(x[0] for x in self.embed(t[None]))
 
     @abstractmethod
-    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
-        """What velocity, pull-back and Laplacian read of z (R, D) and one entry of `embed`. Differentiable.
-
-        With `reuse` only `velocity` may read it: memory of what else there is may have been written over.
-        """
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
+        """What velocity, pull-back and Laplacian read of z (R, D) and one entry of `embed`. Differentiable."""
 
     def linearize_all(self, z: Tensor, times: Tensors) -> Tensors:
         """The same of several states (S, R, D), with S entries of `embed`: stacked. Not differentiable."""
@@ -121,6 +118,10 @@ class Kernel(ABC):
     @abstractmethod
     def velocity(self, saved: Tensors) -> Tensor:
         """v (R, D) where `linearize` left `saved`. Differentiable."""
+
+    def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
+        """v (R, D) at z (R, D) and one entry of `embed`, where nothing else is wanted. Not differentiable."""
+        return self.velocity(self.linearize(z, time))
 
     @abstractmethod
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
@@ -192,10 +193,15 @@ class SumKernel(Kernel):
         """See `Kernel.at`."""
         return tuple(x for term in self.terms for x in term.at(t))
 
-    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
         """See `Kernel.linearize`."""
         times = _split(time, [term.num_times for term in self.terms])
-        return tuple(x for term, part in zip(self.terms, times, strict=True) for x in term.linearize(z, part, reuse))
+        return tuple(x for term, part in zip(self.terms, times, strict=True) for x in term.linearize(z, part))
+
+    def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
+        """See `Kernel.evaluate`."""
+        times = _split(time, [term.num_times for term in self.terms])
+        return cast(Tensor, sum(term.evaluate(z, part) for term, part in zip(self.terms, times, strict=True)))
 
     def velocity(self, saved: Tensors) -> Tensor:
         """See `Kernel.velocity`."""
@@ -258,7 +264,7 @@ def velocity(kernel: Kernel, z: Tensor, time: Tensors) -> Tensor:
     if torch._C._are_functorch_transforms_active():
         return derivatives(kernel, z, time, False, None)[0]
     if not torch.is_grad_enabled():
-        return kernel.velocity(kernel.linearize(z, time, reuse=True))
+        return kernel.evaluate(z, time)
     return cast(Tensor, _Velocity.apply(kernel, z, *time, *kernel.tensors))
 
 

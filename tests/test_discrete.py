@@ -134,15 +134,16 @@ def test_context_and_hutchinson(method):
 
 
 @pytest.mark.parametrize("t", [(0.0, 2.0), [0.0, 0.7, 2.0], torch.stack([torch.zeros(B), torch.linspace(1, 2, B)])])
+@pytest.mark.parametrize("k", [torch.ones(K), torch.tensor([2, 0, 2, 1, 0])], ids=["weights", "flows"])
 @pytest.mark.parametrize("method", ["rk4", "dopri5", "adaptive_heun"])
-def test_steps_together_or_one_by_one(method, t, monkeypatch):
-    """How many steps are linearized in one batch does not change the gradient."""
+def test_stages_together_or_one_by_one(method, k, t, monkeypatch):
+    """How many stages are linearized in one batch does not change the gradient."""
     net, z, found = POTENTIALS["sum"](), torch.randn(B, D, requires_grad=True), []
     t = t.requires_grad_() if isinstance(t, torch.Tensor) else t
     solver = Solver(method, gradient="discrete", **({"step_size": 0.125} if method == "rk4" else {}))
-    for size in (1, 2 * B * net.kernel(Drive(torch.ones(K))).width * 4, 2**16):
+    for size in (1, 5 * B * net.kernel(Drive(torch.ones(K))).width, 2**20):
         monkeypatch.setattr("cflow.discrete._CHUNK", size)
-        path = PotentialFlow(net, solver=solver).solve(z, torch.ones(K), t, kinetic_energy=True)
+        path = PotentialFlow(net, solver=solver).solve(z, k, t, kinetic_energy=True)
         assert path.steps > 4
         inputs = [z, *net.parameters(), *([t] if isinstance(t, torch.Tensor) else [])]
         found.append(torch.autograd.grad(path.z[-1].square().sum() + path.kinetic_energy[-1].sum(), inputs))

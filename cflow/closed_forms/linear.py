@@ -26,7 +26,7 @@ class LinearKernel(RowKernel):
         """See `Kernel.embed`."""
         return ()
 
-    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
         """See `Kernel.linearize`."""
         return (z,)
 

@@ -40,7 +40,7 @@ class RidgeKernel(StackKernel):
             return super().at(t)
         return (self.a, self.b) if self.time is None else self.embed(t)
 
-    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
         """See `Kernel.linearize`."""
         a, b = time
         if self.row_times:
@@ -54,6 +54,16 @@ class RidgeKernel(StackKernel):
         if torch.is_grad_enabled():
             return self.last(c * (2 * s - 1))
         return self.last(torch.addcmul(c, c, s, value=-2, out=self.rowwise(s))).neg_()
+
+    def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
+        """See `Kernel.evaluate`."""
+        a, b = time
+        if self.row_times:
+            return super().evaluate(z, time)
+        r, s = self.first_sigmoid(z, b if self.blocks > 1 else b.view(-1))
+        c = self.tensors[1] * a
+        torch.addcmul(c, c, s, value=-2, out=s)
+        return self.last_of(r).neg_()
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         """See `Kernel.pull_back`."""

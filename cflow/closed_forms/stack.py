@@ -70,11 +70,21 @@ class StackKernel(RowKernel):
         out = torch.addmm(bias, z, self.wt, beta=beta, alpha=scale)
         return out.view(-1, self.flows, self.hidden).transpose(0, 1)
 
+    def first_sigmoid(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """σ(2 z Wᵀ + 2 b), as `last_of` takes it, and the same memory as (G, R or R/G, H). Not differentiable."""
+        if self.blocks > 1:
+            s = torch.baddbmm(bias, self.rows(z), self.wt, beta=2, alpha=2).sigmoid_()
+            return s, s
+        s = torch.addmm(bias, z, self.wt, beta=2, alpha=2).sigmoid_()
+        return s, s.view(-1, self.flows, self.hidden).transpose(0, 1)
+
+    def last_of(self, r: Tensor) -> Tensor:
+        """`last` of r as `first_sigmoid` lays it out."""
+        return torch.bmm(r, self.w).view(-1, self.dim) if self.blocks > 1 else torch.mm(r, self.w)
+
     def last(self, r: Tensor) -> Tensor:
         """Σ_g r_g W_g (R, D) for r (G, R or R/G, H)."""
-        if self.blocks > 1:
-            return torch.bmm(r, self.w).view(-1, self.dim)
-        return torch.mm(r.transpose(0, 1).flatten(1), self.w)
+        return self.last_of(r if self.blocks > 1 else r.transpose(0, 1).flatten(1))
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Sums over the flows of each row (R,), for x (G, R or R/G)."""

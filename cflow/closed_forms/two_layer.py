@@ -53,15 +53,23 @@ class TwoLayerKernel(StackKernel):
             return super().at(t)
         return (self._bias(None if self.time is None else self.time(t, self.drive)),)
 
-    def linearize(self, z: Tensor, time: Tensors, reuse: bool = False) -> Tensors:
+    def linearize(self, z: Tensor, time: Tensors) -> Tensors:
         """See `Kernel.linearize`."""
         _, _, w2, c, *base = self.tensors
         s1 = sigmoid(self.first(z, self.tensors[1], 2))
         x, bias = (s1 + time[0], base[0]) if base else (s1, time[0])
         s2 = sigmoid(torch.baddbmm(bias, x, self.w2t, beta=2, alpha=4))
-        q = sigmoid_vjp(c, s2, s2 if reuse else None)
-        p = torch.bmm(q, w2)
-        return s1, x, s2, q, self._times_derivative(p, s1, s1 if reuse else None)
+        q = sigmoid_vjp(c, s2)
+        return s1, x, s2, q, self._times_derivative(torch.bmm(q, w2), s1)
+
+    def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
+        """See `Kernel.evaluate`."""
+        _, b1, w2, c, *base = self.tensors
+        r, s1 = self.first_sigmoid(z, b1)
+        x, bias = (s1 + time[0], base[0]) if base else (s1, time[0])
+        s2 = torch.baddbmm(bias, x, self.w2t, beta=2, alpha=4).sigmoid_()
+        sigmoid_vjp(torch.bmm(sigmoid_vjp(c, s2, s2), w2), s1, s1)
+        return self.last_of(r)
 
     def linearize_all(self, z: Tensor, times: Tensors) -> Tensors:
         """The same for S states at once, (G, S, R or R/G, H), with two factors that every pull-back needs."""
@@ -90,11 +98,9 @@ class TwoLayerKernel(StackKernel):
         """See `Kernel.velocity`."""
         return self.last(saved[4])
 
-    def _times_derivative(self, p: Tensor, s: Tensor, out: Tensor | None = None) -> Tensor:
-        """p s (1 − s) in the layout of `last`, which that of `first` is too."""
-        if torch.is_grad_enabled():
-            return sigmoid_vjp(p, s)
-        return sigmoid_vjp(p, s, self.rowwise(p) if out is None else out)
+    def _times_derivative(self, p: Tensor, s: Tensor) -> Tensor:
+        """p s (1 − s) in the layout of `last`."""
+        return sigmoid_vjp(p, s, None if torch.is_grad_enabled() else self.rowwise(p))
 
     @staticmethod
     def _curvatures(s1: Tensor, s2: Tensor, q: Tensor, r: Tensor) -> Tensors:
