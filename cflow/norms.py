@@ -30,10 +30,12 @@ def batch_norm(dim: int, samples: Tensor | None = None) -> Norm:
 
     def norm(y: Tensor) -> Tensor:
         y = y.detach() if samples is None or len(samples) == len(y) else y.detach().index_select(0, samples)
-        squares = y[:, :dim].square().mean(-1)
-        if y.shape[1] > dim:
-            squares = torch.maximum(squares, y[:, dim:].square().amax(-1))
-        return torch.maximum(squares.mean(), squares.amax() / 4).sqrt()
+        squares = y.square()
+        if y.shape[1] == dim:
+            rows = squares.mean(-1)
+        else:
+            rows = torch.maximum(squares[:, :dim].mean(-1), squares[:, dim:].amax(-1))
+        return torch.maximum(rows.mean(), rows.amax() / 4).sqrt()
 
     return norm
 
