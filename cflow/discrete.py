@@ -61,10 +61,10 @@ def replay(
     along_y = torch.zeros_like(cotangent[0])
     carried: Tensor | None = None
     pull.prepare(steps)
-    for n in reversed(range(len(steps))):
-        if ends[n] in left:
-            along_y = along_y + left.pop(ends[n])
-        along_y, carried = pull(n, steps[n], along_y, carried)
+    for step, end in zip(reversed(steps), reversed(ends), strict=True):
+        if end in left:
+            along_y = along_y + left.pop(end)
+        along_y, carried = pull(step, along_y, carried)
     if left:
         raise CflowError(f"no step ended at {sorted(left)} of {list(landings)}; please report this as a bug of cflow")
     return along_y, pull.finish()
@@ -81,7 +81,7 @@ class _Steps(ABC):
         return
 
     @abstractmethod
-    def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Cotangents of a step's start and of what it took over, from those of its end and of its last stage."""
 
     @abstractmethod
@@ -100,7 +100,7 @@ class _RecordedSteps(_Steps):
         super().__init__(field, table, wanted)
         self.grads = [torch.zeros_like(x) for x in wanted]
 
-    def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
         field, table, stages = self.field, self.table, self.stages
         with torch.enable_grad():
             y = step.y.detach().requires_grad_()
@@ -207,7 +207,7 @@ class _ClosedSteps(_Steps):
         saved = plain.linearize_all(several, seen)
         return _Chunk(first, several, saved, plain.unstacked(saved), times)
 
-    def __call__(self, n: int, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def __call__(self, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
         table, plain, stages, size = self.table, self.plain, self.stages, step.size
         skip = 0 if step.carried is None else 1
         dim, energy = self.field.dim, self.field.asked.kinetic_energy
