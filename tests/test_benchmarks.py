@@ -382,7 +382,7 @@ def test_velocity_runs(tmp_path, capsys) -> None:
 
 def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch, capsys) -> None:
     field, words = script("compiled_field"), ["--size", "4", "2", "5", "--rounds", "1", "--budget", "0"]
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     field.main([*words, "--json", str(tmp_path / "compiled.json")])
     assert "user's module" in capsys.readouterr().out
     rows = json.loads((tmp_path / "compiled.json").read_text(encoding="utf-8"))["rows"]
@@ -390,6 +390,6 @@ def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch
     assert modes == {"inference", "training, direct", "training, discrete", "training, adjoint"}
     assert all(row["gain"]["median"] > 0 and row["first_call_seconds"] > 0 for row in rows)
 
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *args: (function(*args)[0] + 1, None))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda *args: (function(*args)[0] + 1, None))
     with pytest.raises(AssertionError):
         field.main([*words, "--json", str(tmp_path / "wrong.json")])
