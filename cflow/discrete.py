@@ -15,6 +15,7 @@ References:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -26,10 +27,10 @@ from torch import Tensor
 from .errors import CflowError
 from .fields import Field
 from .integrate import Step
-from .kernels import Kernel, Stages, Tensors
+from .kernels import Kernel, Stages, Tensors, lasting, unrecorded
 from .tableau import Tableau, tableau
 
-_CHUNK, _LEAST = 96 * 1024, 3  # so many hidden units are linearized together, if they are so many stages
+_CHUNK, _LEAST = 48 * 1024, 3  # so many hidden units are linearized together, if they are so many stages
 
 
 def replay(
@@ -61,13 +62,14 @@ def replay(
     along_y = torch.zeros_like(cotangent[0])
     carried: Tensor | None = None
     pull.prepare(steps)
-    for step, end in zip(reversed(steps), reversed(ends), strict=True):
-        if end in left:
-            along_y = along_y + left.pop(end)
-        along_y, carried = pull(step, along_y, carried)
+    with unrecorded() if field.closed else contextlib.nullcontext():
+        for step, end in zip(reversed(steps), reversed(ends), strict=True):
+            if end in left:
+                along_y = along_y + left.pop(end)
+            along_y, carried = pull(step, along_y, carried)
     if left:
         raise CflowError(f"no step ended at {sorted(left)} of {list(landings)}; please report this as a bug of cflow")
-    return along_y, pull.finish()
+    return lasting(along_y), pull.finish()
 
 
 class _Steps(ABC):
@@ -187,7 +189,7 @@ class _ClosedSteps(_Steps):
             self.along_tables = tuple(torch.zeros_like(x) for x in self.tables)
 
     def _times(self, points: Sequence[float]) -> Tensors:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             return self.field.patched(lambda: self.field.times(points))
 
     def _linearize(self) -> _Chunk:
@@ -269,10 +271,11 @@ class _ClosedSteps(_Steps):
         pairs = [(x, g) for x, g in pairs if x.requires_grad]
         if not pairs:
             return
-        outputs, grads = [x for x, _ in pairs], [g for _, g in pairs]
-        found = torch.autograd.grad(
-            outputs, self.wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
+        with torch.inference_mode(False), torch.no_grad():
+            outputs, grads = [x for x, _ in pairs], [lasting(g) for _, g in pairs]
+            found = torch.autograd.grad(
+                outputs, self.wanted, grads, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
         self.totals = [a + b for a, b in zip(self.totals, found, strict=True)] if self.totals else list(found)
 
     def finish(self) -> list[Tensor]:

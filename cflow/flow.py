@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from . import base
 from .errors import ArgumentError, ArgumentTypeError
 from .fields import CompiledField, Divergence, Quantities, check_module, divergence_at, rademacher_like, velocity_at
-from .problem import Problem, outside_inference_mode
+from .kernels import lasting
+from .problem import Problem
 from .segments import Plan
 from .selection import Selecting, parse_selection, select_at
 from .solvers import Solver, as_solver
@@ -235,7 +236,7 @@ class PotentialFlow(nn.Module):
         instant = self._instant(t, z)
         self._learn_num_flows(z, instant, context)
         chosen, seen = select_at(k, instant, batch=z.shape[0], num_flows=self.num_flows, like=z)
-        return z, outside_inference_mode(chosen), seen, context
+        return z, lasting(chosen), seen, context
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""
@@ -251,11 +252,11 @@ class PotentialFlow(nn.Module):
             if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
                 got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
                 raise ArgumentError(f"context: expected a tensor (B, …) with B = {len(z)}, got {got}")
-            context = outside_inference_mode(context.to(z.device))
-        return outside_inference_mode(z), context
+            context = lasting(context.to(z.device))
+        return lasting(z), context
 
     def _instant(self, t: Times, z: Tensor) -> Tensor:
-        return outside_inference_mode(parse_instant(t, batch=z.shape[0], like=z))
+        return lasting(parse_instant(t, batch=z.shape[0], like=z))
 
     def _learn_num_flows(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
         if self._num_flows is None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import IntegrationError
 from .fields import Field
+from .kernels import lasting, unrecorded
 from .norms import adjoint_norm, batch_norm, of_samples
 from .scipy_methods import counting_method
 from .segments import Stretch
@@ -109,14 +110,16 @@ class Integrator:
             settings["adjoint_params"] = tuple(inputs)
             settings["adjoint_options"] = self._adjoint_options(options, field, grid)
         integrate = torchdiffeq.odeint if inputs is None else torchdiffeq.odeint_adjoint
+        plain = field.closed or (field.kernel is not None and kept is None)  # no step is recorded once more
         try:
-            out: Tensor = integrate(func, y, s, **settings)
+            with unrecorded() if plain and field.compiled is None else contextlib.nullcontext():
+                out: Tensor = integrate(func, y, s, **settings)
         except AssertionError as error:  # torchdiffeq's own guards
             raise func.failure(0.0, y, str(error)) from error
         if len(out) < len(s):
             raise func.failure(0.0, y, "SciPy's solver gave up before the end")
         self.steps += max(len(grid) - 1, 0)
-        landed = func.landed(out)
+        landed = func.landed(lasting(out))
         return landed if inputs is None else out + (landed - out).detach()
 
     def _adjoint_options(self, options: dict[str, Any], field: Field, grid: list[float]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ is the derivative along λ of a gradient of U, so that one forward-mode pass giv
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 Tensors = tuple[Tensor, ...]
 
@@ -266,6 +268,23 @@ def velocity(kernel: Kernel, z: Tensor, time: Tensors) -> Tensor:
     if not torch.is_grad_enabled():
         return kernel.evaluate(z, time)
     return cast(Tensor, _Velocity.apply(kernel, z, *time, *kernel.tensors))
+
+
+def unrecorded() -> contextlib.AbstractContextManager[Any]:
+    """Inference mode, where every operation costs less, unless something records or transforms what is computed.
+
+    Closed forms only: inside it `torch.func.grad` of a user's module would be zero. What is made inside and lives on as
+    a result has to be copied outside.
+    """
+    recorded = torch.is_grad_enabled() or forward_ad._current_level >= 0
+    if recorded or torch._C._are_functorch_transforms_active():
+        return contextlib.nullcontext()
+    return torch.inference_mode()
+
+
+def lasting(x: Tensor) -> Tensor:
+    """x, or a copy of one that was made in inference mode, which autograd would refuse to save."""
+    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
 
 
 class _Velocity(torch.autograd.Function):

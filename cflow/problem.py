@@ -16,14 +16,10 @@ from .discrete import replay
 from .errors import ArgumentError, IntegrationError
 from .fields import CompiledField, Field, Inputs, Quantities, Rows, check_potential
 from .integrate import Integrator, Step
+from .kernels import lasting
 from .segments import Plan, Stretch
 from .selection import Selection
 from .solvers import Solver
-
-
-def outside_inference_mode(x: Tensor) -> Tensor:
-    """x, or a copy of a tensor that was made in inference mode, which autograd would refuse to save."""
-    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
 
 
 @dataclass
@@ -43,11 +39,11 @@ class Problem:
 
     def solve(self, z0: Tensor, times: Tensor, context: Tensor | None) -> list[Tensor]:
         """States (N, B, D) and integrals (N, B) at the requested times (in float64)."""
-        boundaries, chosen = self.selection.boundaries, outside_inference_mode(self.selection.chosen)
+        boundaries, chosen = self.selection.boundaries, lasting(self.selection.chosen)
         if boundaries is not None:
-            boundaries = outside_inference_mode(boundaries.to(z0.device).double())
+            boundaries = lasting(boundaries.to(z0.device).double())
         selection = Selection(chosen, boundaries, self.selection.clock)
-        times = outside_inference_mode(times)
+        times = lasting(times)
         self._check_start(z0, times)
         y = torch.cat([z0, z0.new_zeros(len(z0), self.asked.log_density + self.asked.kinetic_energy)], 1)
         states, calls = [y], []
