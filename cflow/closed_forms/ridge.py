@@ -95,4 +95,4 @@ class RidgeKernel(StackKernel):
     def laplacian(self, saved: Tensors, prepared: Tensor) -> Tensor:
         """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
         s, a = saved
-        return self.of_rows(self.tensors[1][..., 0] * sigmoid_vjp(a * prepared, s).sum(-1))
+        return self.of_rows(self.tensors[1] * sigmoid_vjp(a * prepared, s).sum(-1, keepdim=True))

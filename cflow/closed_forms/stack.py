@@ -87,8 +87,8 @@ class StackKernel(RowKernel):
         return self.last_of(r if self.blocks > 1 else r.transpose(0, 1).flatten(1))
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """Sums over the flows of each row (R,), for x (G, R or R/G)."""
-        return x.reshape(-1) if self.blocks > 1 else x.sum(0)
+        """Sums over the flows and hidden units of each row (R,), for x (G, R or R/G, H)."""
+        return x.sum(-1).reshape(-1) if self.blocks > 1 else x.sum((0, 2))
 
     def rowwise(self, x: Tensor) -> Tensor:
         """An empty (G, R or R/G, H) that `last` takes without a copy."""

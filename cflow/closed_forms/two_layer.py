@@ -104,19 +104,19 @@ class TwoLayerKernel(StackKernel):
 
     @staticmethod
     def _curvatures(s1: Tensor, s2: Tensor, q: Tensor, r: Tensor) -> Tensors:
-        """The factors of tanh'' = −2 tanh tanh': q and r/4 times −2 tanh."""
-        return q * torch.rsub(s2, 2, alpha=4), r * torch.rsub(s1, 0.5)
+        """The factors of tanh'' = −2 tanh tanh': q and r times −tanh."""
+        return torch.addcmul(q, q, s2, value=-2), torch.addcmul(r, r, s1, value=-2)
 
     def pull_back(self, saved: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         """See `Kernel.pull_back`."""
         s1, _, s2, q, r, *curved = saved
         w2 = self.tensors[2]
         curved2, curved1 = curved or self._curvatures(s1, s2, q, r)
-        a1 = self.first(cotangent, None, 4)  # 4 times the derivative of a₁ along λ
-        h1 = sigmoid_vjp(a1, s1)  # that of tanh(a₁)
+        a1 = self.first(cotangent, None, 8)  # 8 times the derivative of a₁ along λ
+        h1 = sigmoid_vjp(a1, s1)  # twice that of tanh(a₁)
         a2 = torch.bmm(h1, self.w2t)
         dq = curved2 * a2
-        dr = self._times_derivative(torch.bmm(dq, w2), s1).addcmul_(curved1, a1)
+        dr = self._times_derivative(torch.bmm(dq, w2), s1).addcmul_(curved1, a1, value=0.25)
         return self.last(dr), (h1, a2, dq, dr)
 
     def parameters(self, stages: Stages, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
@@ -127,8 +127,8 @@ class TwoLayerKernel(StackKernel):
         h1, a2, dq = (join([made[i] for made in stages.made]) for i in range(3))
         shape = len(dq), len(stages.made), -1, dq.shape[-1]
         along_w1, along_b1 = self.first_gradient(stages, [made[3] for made in stages.made], r, w1_total)
-        along_w2 = add_product(add_product(w2_total, q.mT, h1, 0.25), dq.mT, x, 0.5)
-        along_c = (0.25 * sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
+        along_w2 = add_product(add_product(w2_total, q.mT, h1, 0.125), dq.mT, x, 0.5)
+        along_c = (0.125 * sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
         grads = along_w1, along_b1, along_w2, along_c
         if base:
             times = 0.5 * torch.bmm(dq, w2).view(shape)
@@ -136,8 +136,8 @@ class TwoLayerKernel(StackKernel):
         return add(grads, totals), (0.25 * dq.view(shape).sum(2, keepdim=True).transpose(0, 1),)
 
     def prepare_laplacian(self, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe."""
-        return self.norms(), None if probe is None else self.first(probe, None, 4)
+        """2 ‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe."""
+        return 2 * self.norms(), None if probe is None else self.first(probe, None, 4)
 
     def laplacian(self, saved: Tensors, prepared: tuple[Tensor, Tensor | None]) -> Tensor:
         """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
@@ -151,5 +151,5 @@ class TwoLayerKernel(StackKernel):
             squares = jacobian.square().sum(-1)
         else:
             squares = torch.bmm(sigmoid_vjp(along_probe, s1), w2.mT).square()
-        first = r * torch.rsub(s1, 2, alpha=4) * norms
-        return self.of_rows(torch.addcmul(first, q * torch.rsub(s2, 0.5), squares).sum(-1))
+        curved2, curved1 = self._curvatures(s1, s2, q, r)
+        return self.of_rows(torch.addcmul(curved1 * norms, curved2, squares, value=0.5))
