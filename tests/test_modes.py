@@ -83,6 +83,42 @@ def test_tensors_made_in_inference_mode_are_welcome_outside():
     assert (flow.net.rate.grad != 0).all()
 
 
+@each_potential
+@pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.method)
+def test_what_comes_out_of_unrecorded_solves_is_ordinary(name, solver):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver=solver), torch.randn(4, 3)
+    with torch.no_grad():
+        found = everything(flow, z)
+    assert not any(x.is_inference() for x in found)
+    scale = torch.ones((), requires_grad=True)
+    sum((scale * x).sum() for x in found).backward()  # saves them
+    assert scale.grad is not None
+    found[0].mul_(2.0)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+@pytest.mark.parametrize("k", [1, torch.tensor([0, 1, 1, 0]), torch.randn(4, 2)], ids=["int", "each", "weights"])
+def test_gradients_of_replayed_solves_are_ordinary(method, k):
+    step = {"step_size": 0.5} if method == "rk4" else {}
+    flow = PotentialFlow(cflow.MLPPotential(3, 2), solver=cflow.Solver(method, gradient="discrete", **step))
+    z, t = torch.randn(4, 3, requires_grad=True), torch.rand(2, 4, requires_grad=True)
+    for times in ((0.0, 2.0), t + torch.tensor([[0.0], [1.0]])):
+        flow(z, k, times).square().sum().backward()
+    grads = [x.grad for x in (z, t, *flow.parameters())]
+    assert not any(g.is_inference() for g in grads)
+    torch.nn.utils.clip_grad_norm_([z, t, *flow.parameters()], 1e-3)  # in place
+    assert sum(g.square().sum() for g in grads).sqrt() <= 1.001e-3
+
+
+def test_forward_mode_derivatives_are_not_lost_in_silence():
+    matrix, z, tangent = torch.randn(1, 3, 3), torch.randn(4, 3), torch.randn(4, 3)
+    flow = PotentialFlow(cflow.QuadraticPotential(matrix), solver=cflow.Solver("rk4", step_size=0.1))
+    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
+        out = flow(torch.autograd.forward_ad.make_dual(z, tangent), None, (0.0, 1.0))
+        along = torch.autograd.forward_ad.unpack_dual(out).tangent
+    torch.testing.assert_close(along, flow(tangent, None, (0.0, 1.0)))  # a linear flow is its own derivative
+
+
 def test_hamilton_jacobi_in_inference_mode():
     pde = cflow.pde.HamiltonJacobi(cflow.MLPPotential(3, 2), cflow.MLPPotential(3, 2))
     z = torch.randn(4, 3)
