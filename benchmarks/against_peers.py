@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from common import Timing, interleave, machine, one_line, print_table, threads, write_json
+from marks import prepared, products
 from peers import MAKERS, Peer, host_reads
 from precision import Reference
 from problems import HORIZON, TOLERANCE, Problem, Size, solver
@@ -130,6 +131,24 @@ def compare(
     return rows, skipped
 
 
+def where_time_goes(problem: Problem, method: str, *, rounds: int, budget: float) -> dict[str, Any]:
+    """Seconds of cflow's forward solve: the bare matrix products of its evaluations, the rest of these, and the steps.
+
+    The steps are torchdiffeq's arithmetic between evaluations, and what cflow does once a solve.
+    """
+    flow = problem.flow(solver(method))
+    with torch.no_grad():
+        nfe = flow.solve(problem.z0, problem.w, HORIZON).nfe
+        calls = {"products": products(problem.size), "evaluation": prepared(problem, problem.w)}
+        solve = problem.forward(problem.solve(solver(method)))
+        with torch.inference_mode():  # as in the solve
+            seconds = interleave({**calls, "solve": solve}, device=problem.device, rounds=rounds, budget=budget)
+    bare, evaluated = (nfe * seconds[name].median for name in calls)
+    solved = seconds["solve"].median
+    parts = {"products": bare, "rest_of_evaluations": evaluated - bare, "steps": solved - evaluated}
+    return {"size": str(problem.size), "method": method, "nfe": nfe, "seconds": solved, "parts": parts}
+
+
 def _faster(seconds: dict[str, Timing], what: str, timing: Timing) -> float | None:
     base = seconds.get(f"{BASE} {what}")
     return None if base is None else base.over(timing).median
@@ -216,15 +235,20 @@ def run(
 ) -> dict[str, Any]:
     """Compare on one thread, print, and return the document that is kept as JSON."""
     document: dict[str, Any] = {"benchmark": "against_peers", "schema": SCHEMA, "machine": machine(torch.device("cpu"))}
-    document |= {"tolerance": TOLERANCE, "horizon": HORIZON, "rows": [], "skipped": {}, "torchflows": {}}
+    document |= {"tolerance": TOLERANCE, "horizon": HORIZON, "rows": [], "where_time_goes": []}
+    document |= {"skipped": {}, "torchflows": {}}
     with threads(1):
         for size in sizes:
             for method in methods:
                 rows, skipped = compare(size, method, libraries, rounds=rounds, budget=budget)
                 document["rows"] += rows
                 document["skipped"][f"{size}, {method}"] = skipped
+                problem = Problem.make(size, torch.device("cpu"))
+                parts = where_time_goes(problem, method, rounds=rounds, budget=budget / 4)
+                document["where_time_goes"].append(parts)
                 print(f"\n{size}, {method}")
                 show(rows)
+                print(_parts_line(parts))
                 for name, why in skipped.items():
                     print(f"skipped {name}: {why}")
         if "torchflows" in libraries:
@@ -235,6 +259,14 @@ def run(
                 milliseconds = row["forward"]["median"] * 1e3
                 print(f"{row['model']}, {row['size']}, dopri5, one frame, with log-density: {milliseconds:.2f} ms")
     return document
+
+
+def _parts_line(found: dict[str, Any]) -> str:
+    products, rest, steps = (f"{1e3 * seconds:.1f}" for seconds in found["parts"].values())
+    return (
+        f"cflow's forward solve takes {1e3 * found['seconds']:.1f} ms: {products} for the matrix products of its "
+        f"{found['nfe']} evaluations, {rest} for the rest of these, {steps} for torchdiffeq's steps and all else"
+    )
 
 
 def _torchflows_line(trace: dict[str, float] | None) -> str:

@@ -138,17 +138,15 @@ class PotentialFlow(nn.Module):
 
     def forward(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """End state (B, D) of the flow from z0 (B, D) at t[0] to t[-1]."""
-        times = parse_times(t, batch=_batch(z0), least=2)
-        return self.solve(z0, k, times, context=context).z[-1]
+        return self._solve(z0, k, t, context, least=2).z[-1]
 
     def inverse(self, z1: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """The state (B, D) at t[0] from which the flow reaches z1 (B, D) at t[-1]."""
-        times = parse_times(t, batch=_batch(z1, "z1"), least=2)
-        return self.solve(z1, k, times.flip(0), context=context).z[-1]
+        return self._solve(z1, k, t, context, least=2, backwards=True, name="z1").z[-1]
 
     def trajectory(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
         """States (N, B, D) at all requested times; the first is z0."""
-        return self.solve(z0, k, t, context=context).z
+        return self._solve(z0, k, t, context).z
 
     def solve(
         self,
@@ -168,10 +166,27 @@ class PotentialFlow(nn.Module):
             log_density: also integrate −∇·v.
             kinetic_energy: also integrate ½‖v‖² |dt|.
         """
+        return self._solve(z0, k, t, context, log_density=log_density, kinetic_energy=kinetic_energy)
+
+    def _solve(
+        self,
+        z0: Tensor,
+        k: Selecting,
+        t: Times,
+        context: Tensor | None,
+        *,
+        log_density: bool = False,
+        kinetic_energy: bool = False,
+        least: int = 1,
+        backwards: bool = False,
+        name: str = "z0",
+    ) -> FlowPath:
+        """`solve` through at least so many times, or through them in reverse, from a state of that name."""
         with _plain_mode(z0):
-            z0, context = self._state(z0, context, "z0")
+            z0, context = self._state(z0, context, name)
             batch = len(z0)
-            times = parse_times(t, batch=batch, least=1)
+            times = parse_times(t, batch=batch, least=least)
+            times = times.flip(0) if backwards else times
             self._learn_num_flows(z0, times[0], context)
             selection = parse_selection(k, batch=batch, num_flows=self.num_flows, like=z0)
             if batch == 0:

@@ -30,6 +30,8 @@ def as_time_tensor(t: Times, name: str = "t") -> Tensor:
             raise ArgumentError(f"{name}: expected finite times, got {t!r}")
         return torch.tensor(float(t), dtype=torch.float64)
     elif isinstance(t, Sequence) and not isinstance(t, str):
+        if t and all(type(x) in (float, int) and math.isfinite(x) for x in t):  # the common case, in one operation
+            return torch.tensor(list(t), dtype=torch.float64)
         parts = [as_time_tensor(x, f"{name}[{i}]") for i, x in enumerate(t)]
         if not parts:
             raise ArgumentError(f"{name}: expected times, got an empty {type(t).__name__}")
@@ -75,7 +77,7 @@ def parse_times(t: Times, *, batch: int, least: int) -> Tensor:
             f"t: expected shape (N,) or (N, B) with B = {batch}, or a pair of (B,) tensors, got {tuple(times.shape)}"
         )
     steps = times.detach().diff(dim=0)
-    if not bool(((steps >= 0).all(0) | (steps <= 0).all(0)).all()):
+    if steps.numel() and not bool(((steps.amin(0) >= 0) | (steps.amax(0) <= 0)).all()):
         raise ArgumentError("t: expected times that do not turn back (each row increasing, or each decreasing)")
     return times
 

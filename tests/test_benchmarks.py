@@ -326,6 +326,16 @@ def test_against_peers_compares_answers_before_it_times(capsys) -> None:
     assert "faster fwd + bwd" in capsys.readouterr().out
 
 
+def test_where_the_time_of_a_solve_goes() -> None:
+    against = script("against_peers")
+    document = against.run([small()], ["rk4"], ["cflow"], rounds=3, budget=0.2)
+    (found,) = document["where_time_goes"]
+    assert found["nfe"] == 32
+    assert set(found["parts"]) == {"products", "rest_of_evaluations", "steps"}
+    assert sum(found["parts"].values()) == pytest.approx(found["seconds"])
+    assert found["parts"]["products"] > 0
+
+
 def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     against, peers = script("against_peers"), script("peers")
 
