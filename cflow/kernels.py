@@ -78,6 +78,9 @@ class Stages:
 class Kernel(ABC):
     """A velocity z (R, D) -> (R, D), prepared for one selection.
 
+    Its methods are made of plain tensor operations: solves that nothing records call them in inference mode, where
+    `torch.func.grad` and `torch.autograd.grad` find nothing.
+
     Attributes:
         tensors: what it reads, made from parameters and weights.
         width: hidden units of one row, in all flows that drive it.
