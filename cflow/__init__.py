@@ -2,12 +2,13 @@
 
 from . import data, metrics, nets, pde
 from .checkpoint import load
-from .distributions import DiffusionPrior, FlowTransform
 from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, IntegrationError
 from .flow import FlowPath, PotentialFlow
 from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
+from .priors import DiffusionPrior
 from .selection import Schedule
-from .solvers import Solver
+from .solve import Solver
+from .transform import FlowTransform
 from .vae import ELBO, FlowVAE
 
 __version__ = "0.1.0"

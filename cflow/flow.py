@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from . import base
+from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
-from .fields import CompiledField, Divergence, Quantities, check_module, divergence_at, rademacher_like, velocity_at
-from .kernels import lasting
-from .problem import Problem
-from .segments import Plan
-from .selection import Selecting, parse_selection, select_at
-from .solvers import Solver, as_solver
-from .times import Times, parse_instant, parse_times
-
-if TYPE_CHECKING:
-    from .distributions import FlowTransform
+from .fields import Divergence, Rows, rademacher_like, velocity_field
+from .modes import full_precision, ordinary
+from .potentials.autograd import Compiled
+from .potentials.base import takes_context, value
+from .potentials.checks import check_module
+from .selection import Selection, SelectionLike, parse_selection
+from .solve import Solve, Solver, State, as_solver
+from .times import TimesLike, parse_instant, parse_times
+from .transform import FlowTransform
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,9 @@ class PotentialFlow(nn.Module):
         divergence: "exact": the Laplacian (in closed form for cflow's potentials, else D second derivatives).
             "hutchinson": one Rademacher probe, drawn from the global generator and held fixed for a solve. It estimates
             only what is expensive: of an MLPPotential one term, of other cflow potentials nothing.
-        compile: run the velocity of solves through `torch.compile`. The first solves then take seconds; where no
-            compiler works they warn and run uncompiled. Not differentiable twice.
+        compile: run the derivatives of a user's module through `torch.compile`; closed forms stay as they are. The
+            first solves then take seconds; where no compiler works they warn and run uncompiled. Not differentiable
+            twice.
 
     Raises:
         ArgumentError, ArgumentTypeError: bad arguments, here or in a call; they name the argument and the fix.
@@ -106,9 +104,9 @@ class PotentialFlow(nn.Module):
         self.net = potential
         self.solver = as_solver(solver)
         self.divergence_estimator: Divergence = divergence
-        self.compiled = CompiledField() if compile else None
+        self.compiled = Compiled() if compile else None
         num_flows = getattr(potential, "num_flows", None)
-        self._num_flows = None if num_flows is None else base.positive_int("num_flows", num_flows)
+        self._num_flows = None if num_flows is None else positive_int("num_flows", num_flows)
 
     @property
     def dim(self) -> int:
@@ -136,23 +134,29 @@ class PotentialFlow(nn.Module):
 
     # --- solves -------------------------------------------------------------------------------------------
 
-    def forward(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
-        """End state (B, D) of the flow from z0 (B, D) at t[0] to t[-1]."""
+    def forward(
+        self, z0: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
+    ) -> Tensor:
+        """End state (B, D) of the flow from z0 (B, D) at t[0] to t[-1]; k may be left out where there is one flow."""
         return self._solve(z0, k, t, context, least=2).z[-1]
 
-    def inverse(self, z1: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+    def inverse(
+        self, z1: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """The state (B, D) at t[0] from which the flow reaches z1 (B, D) at t[-1]."""
-        return self._solve(z1, k, t, context, least=2, backwards=True, name="z1").z[-1]
+        return self._solve(z1, k, t, context, least=2, name="z1").z[-1]
 
-    def trajectory(self, z0: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+    def trajectory(
+        self, z0: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """States (N, B, D) at all requested times; the first is z0."""
         return self._solve(z0, k, t, context).z
 
     def solve(
         self,
         z0: Tensor,
-        k: Selecting,
-        t: Times,
+        k: SelectionLike = None,
+        t: TimesLike | None = None,
         *,
         log_density: bool = False,
         kinetic_energy: bool = False,
@@ -166,143 +170,153 @@ class PotentialFlow(nn.Module):
             log_density: also integrate −∇·v.
             kinetic_energy: also integrate ½‖v‖² |dt|.
         """
-        return self._solve(z0, k, t, context, log_density=log_density, kinetic_energy=kinetic_energy)
+        asked = {"log_density": log_density, "kinetic_energy": kinetic_energy}
+        return self._solve(z0, k, t, context, integrals=tuple(name for name, wanted in asked.items() if wanted))
 
     def _solve(
         self,
         z0: Tensor,
-        k: Selecting,
-        t: Times,
+        k: SelectionLike,
+        t: TimesLike | None,
         context: Tensor | None,
         *,
-        log_density: bool = False,
-        kinetic_energy: bool = False,
+        integrals: tuple[str, ...] = (),
         least: int = 1,
-        backwards: bool = False,
         name: str = "z0",
     ) -> FlowPath:
-        """`solve` through at least so many times, or through them in reverse, from a state of that name."""
-        with _plain_mode(z0):
+        """`solve` through at least so many times, from a state of that name; from "z1" through them in reverse."""
+        with full_precision(_device(z0)):
             z0, context = self._state(z0, context, name)
             batch = len(z0)
-            times = parse_times(t, batch=batch, least=least)
-            times = times.flip(0) if backwards else times
-            self._learn_num_flows(z0, times[0], context)
-            selection = parse_selection(k, batch=batch, num_flows=self.num_flows, like=z0)
-            if batch == 0:
-                return _empty_path(z0, times, log_density, kinetic_energy)
-            probe = rademacher_like(z0) if log_density and self.divergence_estimator == "hutchinson" else None
-            problem = Problem(
-                self.net,
-                self.num_flows,
-                self.solver,
-                Quantities(log_density, kinetic_energy, probe),
-                Plan.make(times, selection),
-                selection,
-                self.compiled,
-            )
-            times = times.to(z0.device).double()
-            z, *integrals = problem.solve(z0, times, context)
-        ints = iter(integrals)
+            times = parse_times(_given(t), batch=batch, least=least)
+            times = times.reversed() if name == "z1" else times
+            num_flows = self.num_flows_at(z0, times.values[0], context)
+            selection = parse_selection(k, batch=batch, num_flows=num_flows, like=z0)
+            state = State(z0.shape[1], integrals)
+            if batch == 0:  # no adaptive solver would accept that
+                y, solve = state.start(z0).expand(len(times), 0, -1), None
+            else:
+                probe = rademacher_like(z0) if self._wants_probe and state.needs_divergence else None
+                solve = Solve(self.net, self.solver, state, selection, context, probe, self.compiled)
+                y = solve.run(z0, times)
+        z, found = state.unpack(y)
         return FlowPath(
-            t=times.detach().to(z0.dtype),
+            t=times.values.detach().double().to(z0.device, z0.dtype),
             z=z,
-            log_density_change=next(ints) if log_density else None,
-            kinetic_energy=next(ints) if kinetic_energy else None,
-            nfe=problem.integrator.nfe,
-            steps=problem.integrator.steps,
+            log_density_change=found.get("log_density"),
+            kinetic_energy=found.get("kinetic_energy"),
+            nfe=solve.costs.nfe if solve else 0,
+            steps=solve.costs.steps if solve else 0,
         )
 
-    def transform(self, k: Selecting, t: Times, context: Tensor | None = None, cache_size: int = 0) -> FlowTransform:
+    def transform(
+        self,
+        k: SelectionLike = None,
+        t: TimesLike | None = None,
+        context: Tensor | None = None,
+        cache_size: int = 0,
+    ) -> FlowTransform:
         """The flow from t[0] to t[-1] as a `torch.distributions.Transform` over vectors (…, D)."""
-        from .distributions import FlowTransform
-
-        return FlowTransform(self, k, t, context=context, cache_size=cache_size)
+        return FlowTransform(self, k, _given(t), context=context, cache_size=cache_size)
 
     # --- at one time --------------------------------------------------------------------------------------
 
-    def velocity(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+    def velocity(
+        self, z: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """v (B, D) = ∇_z Σ_k w_k u_k(z, t) at z (B, D) and a time t, a number or (B,)."""
-        with _plain_mode(z):
-            z, chosen, t, context = self._point(z, k, t, context)
-            return velocity_at(self.net, self.num_flows, z, chosen, t, context)
+        with full_precision(_device(z)):
+            z, t, rows, context = self._point(z, k, t, context)
+            field = velocity_field(self.net, rows.mixture, rows.sort(context))
+            return rows.unsort(field.velocity(rows.sort(z), field.at(rows.sort(t))))
 
-    def divergence(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+    def divergence(
+        self, z: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
+    ) -> Tensor:
         """∇·v (B,) at z (B, D) and a time t, a number or (B,); an estimate under divergence="hutchinson"."""
-        with _plain_mode(z):
-            z, chosen, t, context = self._point(z, k, t, context)
-            probe = rademacher_like(z) if self.divergence_estimator == "hutchinson" else None
-            return divergence_at(self.net, self.num_flows, z, chosen, t, context, probe)
+        with full_precision(_device(z)):
+            z, t, rows, context = self._point(z, k, t, context)
+            probe = rademacher_like(z) if self._wants_probe else None
+            field = velocity_field(self.net, rows.mixture, rows.sort(context)).with_divergence(rows.sort(probe))
+            divergence = field.velocity_and_divergence(rows.sort(z), field.at(rows.sort(t)))[1]
+            return rows.unsort(divergence[:, None])[:, 0]
 
-    def potential(self, z: Tensor, t: Times, context: Tensor | None = None) -> Tensor:
+    def potential(self, z: Tensor, t: TimesLike | None = None, context: Tensor | None = None) -> Tensor:
         """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
-        with _plain_mode(z):
+        with full_precision(_device(z)):
             z, context = self._state(z, context, "z")
-            u = base.value(self.net, z, self._instant(t, z), context)
+            u = value(self.net, z, parse_instant(_given(t), batch=len(z), like=z), context)
             self._num_flows = u.shape[1]
             return u
 
     # --- arguments ----------------------------------------------------------------------------------------
 
+    @property
+    def _wants_probe(self) -> bool:
+        return self.divergence_estimator == "hutchinson"
+
+    def num_flows_at(self, z: Tensor, t: Tensor, context: Tensor | None) -> int:
+        """K; where the potential does not say it, from a first call at z (B, D), t () or (B,), and the context."""
+        if self._num_flows is None:
+            with torch.no_grad():
+                self._num_flows = value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
+        return self._num_flows
+
     def _point(
-        self, z: Tensor, k: Selecting, t: Times, context: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        self, z: Tensor, k: SelectionLike, t: TimesLike | None, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, Rows, Tensor | None]:
+        """State, time and rows of an evaluation at one time."""
         z, context = self._state(z, context, "z")
-        instant = self._instant(t, z)
-        self._learn_num_flows(z, instant, context)
-        chosen, seen = select_at(k, instant, batch=z.shape[0], num_flows=self.num_flows, like=z)
-        return z, lasting(chosen), seen, context
+        batch = len(z)
+        instant = parse_instant(_given(t), batch=batch, like=z)
+        num_flows = self.num_flows_at(z, instant, context)
+        selection: Selection = parse_selection(k, batch=batch, num_flows=num_flows, like=z)
+        chosen, seen = selection.at(instant, batch)
+        return z, seen, Rows.make(self.net, chosen, num_flows, z, seen.ndim > 0), context
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""
-        _batch(z, name)
+        if not isinstance(z, Tensor):
+            raise ArgumentTypeError(f"{name}: expected a tensor (B, D), got {type(z).__name__}")
+        if z.ndim != 2:
+            hint = "; add a batch dimension with z[None]" if z.ndim == 1 else "; flatten the leading dimensions"
+            raise ArgumentError(f"{name}: expected shape (B, D), got {tuple(z.shape)}{hint}")
         net = self.net
         dim = getattr(net, "dim", None)
         if dim is not None and z.shape[1] != dim:
             raise ArgumentError(f"{name}: expected shape (B, D) with D = {dim}, got {tuple(z.shape)}")
         z = _to_potential(z, net, name)
         if context is not None:
-            if not base.is_users(net):
+            if not takes_context(net):
                 raise ArgumentError(f"context: {type(net).__name__} takes none; write a module net(z, t, context)")
             if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
                 got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
                 raise ArgumentError(f"context: expected a tensor (B, …) with B = {len(z)}, got {got}")
-            context = lasting(context.to(z.device))
-        return lasting(z), context
-
-    def _instant(self, t: Times, z: Tensor) -> Tensor:
-        return lasting(parse_instant(t, batch=z.shape[0], like=z))
-
-    def _learn_num_flows(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
-        if self._num_flows is None:
-            with torch.no_grad():
-                self._num_flows = base.value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
+            context = ordinary(context.to(z.device))
+        return ordinary(z), context
 
 
-def _plain_mode(z: object) -> contextlib.AbstractContextManager[Any]:
-    """Autocast off; and out of inference mode, where a gradient would silently be zero."""
-    device = z.device.type if isinstance(z, Tensor) else "cpu"
-    if not torch.is_inference_mode_enabled():
-        if not torch.is_autocast_enabled(device):
-            return contextlib.nullcontext()
-        return torch.autocast(device, enabled=False)
-    stack = contextlib.ExitStack()
-    for mode in (torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad()):
-        stack.enter_context(mode)
-    return stack
+def _device(z: object) -> str:
+    return z.device.type if isinstance(z, Tensor) else "cpu"
 
 
-def _batch(z: object, name: str = "z0") -> int:
-    """B of a latent tensor (B, D)."""
-    if not isinstance(z, Tensor):
-        raise ArgumentTypeError(f"{name}: expected a tensor (B, D), got {type(z).__name__}")
-    if z.ndim != 2:
-        hint = "; add a batch dimension with z[None]" if z.ndim == 1 else "; flatten the leading dimensions"
-        raise ArgumentError(f"{name}: expected shape (B, D), got {tuple(z.shape)}{hint}")
-    return z.shape[0]
+def _given(t: TimesLike | None) -> TimesLike:
+    if t is None:
+        raise ArgumentTypeError("t: expected times in frames, such as t=(0.0, 8.0), got none")
+    return t
 
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def _a_tensor(net: nn.Module) -> Tensor | None:
+    """The first floating-point parameter of a module, or else buffer; `parameters()` takes as long as an evaluation."""
+    for store in (net._parameters, net._buffers):
+        for x in store.values():
+            if x is not None and x.is_floating_point():
+                return x
+    found = (_a_tensor(module) for module in net._modules.values() if module is not None)
+    return next((x for x in found if x is not None), None)
 
 
 def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
@@ -310,13 +324,15 @@ def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
 
     Raises:
         ArgumentTypeError: another dtype than the potential's, or a potential in half precision.
-        ArgumentError: another device than the potential's.
+        ArgumentError: another device than the potential's, or no values at all.
     """
-    model = next((x for group in (net.parameters(), net.buffers()) for x in group if x.is_floating_point()), None)
+    model = _a_tensor(net)
     if model is not None and model.device != z.device:
         raise ArgumentError(
             f"{name}: lies on {z.device}, but the potential on {model.device}; move one of them with .to(device)"
         )
+    if z.is_meta:
+        raise ArgumentError(f"{name}: lies on the meta device, where tensors have no values; make it with device='cpu'")
     dtype = model.dtype if model is not None else torch.float32 if z.dtype in _HALF else z.dtype
     if dtype not in (torch.float32, torch.float64):
         raise ArgumentTypeError(
@@ -326,16 +342,6 @@ def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
     if z.dtype == dtype:
         return z
     if z.dtype not in _HALF:
-        raise ArgumentTypeError(
-            f"{name}: has dtype {z.dtype}, but the potential {dtype}; use {name}.to({dtype}) or flow.to({z.dtype})"
-        )
+        fix = f"{name}.to({dtype})" + (f" or flow.to({z.dtype})" if z.is_floating_point() else "")
+        raise ArgumentTypeError(f"{name}: has dtype {z.dtype}, but the potential {dtype}; use {fix}")
     return z.to(dtype)
-
-
-def _empty_path(z0: Tensor, times: Tensor, log_density: bool, kinetic_energy: bool) -> FlowPath:
-    """The path of a batch of no samples, which no adaptive solver would accept."""
-    n, zeros = len(times), z0.new_zeros(len(times), 0)
-    t = times.detach().to(z0.device, z0.dtype)
-    return FlowPath(
-        t, z0.expand(n, *z0.shape), zeros if log_density else None, zeros if kinetic_energy else None, nfe=0, steps=0
-    )

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from .base import positive_int
+from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import PotentialFlow
 from .pde import HamiltonJacobi
 from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential
-from .solvers import Solver
+from .solve import Solver
 from .vae import FlowVAE
 
 Likelihood = Literal["gaussian", "bernoulli"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from . import base
 from .errors import ArgumentError
-from .selection import Selecting, as_weights, select_at
-from .times import Times, as_time_tensor, parse_instant
+from .potentials.base import takes_context, value
+from .selection import SelectionLike, as_weights, parse_selection
+from .times import TimesLike, as_time_tensor, parse_instant
 
 
 class HamiltonJacobi(nn.Module):
@@ -44,9 +45,9 @@ class HamiltonJacobi(nn.Module):
         self.potential = potential
         self.force = force
         self.initial_weight = initial_weight
-        self._depends_on_time = not base.is_users(potential)
+        self._depends_on_time = not takes_context(potential)
 
-    def residual(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+    def residual(self, z: Tensor, k: SelectionLike = None, t: TimesLike = 0.0, context: Tensor | None = None) -> Tensor:
         """∂_t u + ½‖∇u‖² − f per sample, (B,), at z (B, D) and a time t, a number or (B,).
 
         Arguments:
@@ -57,7 +58,7 @@ class HamiltonJacobi(nn.Module):
         w, seen = self._select(z, k, instant, context)
         return self._residual(z, w, seen, context)[0]
 
-    def loss(self, z: Tensor, k: Selecting, t: Times, context: Tensor | None = None) -> Tensor:
+    def loss(self, z: Tensor, k: SelectionLike = None, t: TimesLike = 0.0, context: Tensor | None = None) -> Tensor:
         """Mean of the squared residual along a path, plus the weighted initial condition.
 
         Arguments:
@@ -76,35 +77,38 @@ class HamiltonJacobi(nn.Module):
             w, s = self._select(z[0], k, instant, context)
             weights.append(w.expand(batch, -1))
             seen.append(s.expand(batch))
-        tiled = None if context is None else context.repeat(n, *[1] * (context.ndim - 1))
-        residual, gradient = self._residual(z.flatten(0, 1), torch.cat(weights), torch.cat(seen), tiled)
+        tiled = None if context is None else repeat(context, "b ... -> (n b) ...", n=n)
+        residual, gradient = self._residual(
+            rearrange(z, "n b d -> (n b) d"), torch.cat(weights), torch.cat(seen), tiled
+        )
         loss = residual.square().mean()
         if self.initial_weight:
             loss = loss + self.initial_weight * gradient[:batch].square().sum(-1).mean()
         return loss
 
-    def _select(self, z: Tensor, k: Selecting, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _select(self, z: Tensor, k: SelectionLike, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         num_flows = getattr(self.potential, "num_flows", None)
         if num_flows is None:
             with torch.no_grad():
-                num_flows = base.value(self.potential, z, t, context).shape[1]
-        chosen, seen = select_at(k, t, batch=len(z), num_flows=num_flows, like=z)
+                num_flows = value(self.potential, z, t, context).shape[1]
+        selection = parse_selection(k, batch=len(z), num_flows=num_flows, like=z)
+        chosen, seen = selection.at(t, len(z))
         return as_weights(chosen, num_flows, z), seen
 
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual (B,) and ∇u (B, D)."""
         if not self._depends_on_time:
             self._check_time_dependence(z, t, context)
-        grad_u, du_dt = torch.func.grad(
-            lambda z, t: (base.value(self.potential, z, t, context) * w).sum(), argnums=(0, 1)
-        )(z, t.expand(len(z)))
-        force = (base.value(self.force, z, t.expand(len(z)), context) * w).sum(-1)
+        grad_u, du_dt = torch.func.grad(lambda z, t: (value(self.potential, z, t, context) * w).sum(), argnums=(0, 1))(
+            z, t.expand(len(z))
+        )
+        force = (value(self.force, z, t.expand(len(z)), context) * w).sum(-1)
         return du_dt + 0.5 * grad_u.square().sum(-1) + force.square(), grad_u
 
     def _check_time_dependence(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             t = t.detach().clone().expand(len(z)).clone().requires_grad_()
-            u = base.value(self.potential, z.detach().clone(), t, context)
+            u = value(self.potential, z.detach().clone(), t, context)
             found = torch.autograd.grad(u.sum(), t, allow_unused=True)[0] if u.requires_grad else None
         if found is None:
             raise ArgumentError(_STATIC.format(type(self.potential).__name__))

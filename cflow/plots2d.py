@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from .errors import ArgumentError
 from .flow import FlowPath, PotentialFlow
-from .selection import Selecting, as_weights, select_at
+from .selection import SelectionLike, as_weights, parse_selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ COLOUR_MAP = "cividis"
 
 def potential_surface(
     flow: PotentialFlow,
-    k: Selecting = None,
+    k: SelectionLike = None,
     t: float = 0.0,
     *,
     extent: Extent = 3.0,
@@ -90,7 +90,7 @@ def potential_surface(
 
 def velocity_field(
     flow: PotentialFlow,
-    k: Selecting = None,
+    k: SelectionLike = None,
     t: float = 0.0,
     *,
     extent: Extent = 3.0,
@@ -232,12 +232,13 @@ def _check_flow(flow: PotentialFlow) -> None:
         raise ArgumentError(f"flow: only two latent dimensions can be drawn in a plane, got D = {dim}")
 
 
-def _height(flow: PotentialFlow, z: Tensor, k: Selecting, t: float) -> Tensor:
+def _height(flow: PotentialFlow, z: Tensor, k: SelectionLike, t: float) -> Tensor:
     """Σ_k w_k u_k(z, t), (B,), as the flow itself would select and clock it."""
     with torch.no_grad():
         instant = torch.tensor(float(t), dtype=z.dtype, device=z.device)
         num_flows = flow.potential(z[:1], t).shape[1]
-        chosen, seen = select_at(k, instant, batch=len(z), num_flows=num_flows, like=z)
+        selection = parse_selection(k, batch=len(z), num_flows=num_flows, like=z)
+        chosen, seen = selection.at(instant, len(z))
         return (flow.potential(z, seen) * as_weights(chosen, num_flows, z)).sum(-1)
 
 

@@ -1,25 +1,28 @@
-"""Which flow drives which sample when: every form of `k` becomes pieces of flows or of mixture weights.
+"""Which flow moves which sample when: every form of `k` becomes one object, which is asked afterwards.
 
 A selection of flows is None (one flow), an int, an integer tensor (B,), float weights (K,) or (B, K), or a
-`Schedule` of these. The normal form is a stack with one entry a piece, and the S + 1 boundaries between which the
-pieces hold.
+`Schedule` of these. Its one form is a stack with one entry a piece, and the S + 1 boundaries between which the pieces
+hold.
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
+from einops import repeat
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
-from .times import as_time_tensor
+from .modes import ordinary, traced
+from .times import Times, TimesLike, as_time_tensor
 
-Selecting = Any  # None | int | integer tensor (B,) | float tensor (K,) or (B, K) | Schedule
+Constant = int | np.integer | np.ndarray | Tensor | None  # a selection that does not change with time
 Clock = Literal["absolute", "segment"]
 
 FORMS = "None (one flow), an int, an integer tensor (B,), float weights (K,) or (B, K), or a cflow.Schedule"
@@ -47,11 +50,16 @@ class Schedule:
     """
 
     def __init__(
-        self, times: Sequence[float] | Tensor, selections: Sequence[Selecting] | Tensor, *, clock: Clock = "absolute"
+        self, times: TimesLike, selections: Sequence[Constant] | Tensor | np.ndarray, *, clock: Clock = "absolute"
     ) -> None:
         if clock not in ("absolute", "segment"):
             raise ArgumentError(f"clock: expected 'absolute' or 'segment', got {clock!r}")
-        boundaries = _boundaries(times)
+        boundaries = as_time_tensor(times, "times")
+        if boundaries.ndim not in (1, 2) or len(boundaries) < 2:
+            raise ArgumentError(
+                f"times: expected S + 1 ≥ 2 boundaries of shape (S+1,) or (S+1, B), got {tuple(boundaries.shape)}"
+            )
+        _check_ascending(boundaries, "times")
         if not isinstance(selections, (Sequence, Tensor, np.ndarray)) or isinstance(selections, str):
             raise ArgumentTypeError(
                 f"selections: expected a sequence of selections or a tensor, got {type(selections).__name__}"
@@ -78,64 +86,114 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Selection:
-    """Normal form of a selection.
+    """What a selection selects, for K flows; what cflow asks of every form of `k`.
 
     Attributes:
         chosen: one entry a piece: flows, (S,) shared or (S, B) per sample, where every piece names single flows;
             else mixture weights, (S, K) or (S, B, K), in floating point.
+        num_flows: K.
         boundaries: times between the pieces in their original precision, (S+1,) or (S+1, B); None for one piece
             that holds always.
         clock: which time a potential sees.
     """
 
     chosen: Tensor
+    num_flows: int
     boundaries: Tensor | None = None
     clock: Clock = "absolute"
 
+    @property
+    def _per_sample(self) -> bool:
+        return self.chosen.ndim == (3 if self.chosen.is_floating_point() else 2)
 
-def pick(chosen: Tensor, piece: Tensor, batch: int) -> Tensor:
-    """The entry of each sample's own piece () or (B,), of flows (S,) or (S, B), or weights (S, K) or (S, B, K)."""
-    per_sample = chosen.ndim == (3 if chosen.is_floating_point() else 2)
-    if piece.ndim == 0 or not per_sample:
-        return chosen[piece]
-    return chosen[piece, torch.arange(batch, device=chosen.device)]
+    @property
+    def batch(self) -> int | None:
+        """B of a selection of the samples' own; None of one that the batch shares."""
+        if self._per_sample:
+            return self.chosen.shape[1]
+        return None if self.boundaries is None or self.boundaries.ndim == 1 else self.boundaries.shape[1]
+
+    def weights(self, like: Tensor) -> Tensor:
+        """Mixture weights of every piece, (S, K) or (S, B, K), one-hot where it names single flows."""
+        return as_weights(self.chosen, self.num_flows, like)
+
+    def piece(self, index: Tensor, batch: int) -> Tensor:
+        """The entry of each sample's own piece, () or (B,): flows () or (B,), or weights (K,) or (B, K)."""
+        if index.ndim == 0 or not self._per_sample:
+            return self.chosen[index]
+        return self.chosen[index, torch.arange(batch, device=self.chosen.device)]
+
+    def at(self, t: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        """What is selected at a time t, scalar or (B,), and the time that a potential sees.
+
+        Flows () or (B,), or weights (K,) or (B, K). At a boundary of a `Schedule` the later piece counts.
+
+        Raises:
+            ArgumentError: t lies outside the schedule.
+        """
+        if self.boundaries is None:
+            return self.chosen[0], t
+        boundaries = self.boundaries.to(t.device)
+        self.check_inside(t)
+        inner = boundaries[1:-1].to(t.dtype)
+        if boundaries.ndim == 1 and t.ndim == 1:
+            inner = inner[:, None]
+        index = (t.detach() >= inner.detach()).sum(0).clamp(max=len(self.chosen) - 1)  # () or (B,)
+        seen = t if self.clock == "absolute" else t - earlier_boundary(boundaries, index).to(t.dtype)
+        return self.piece(index, batch), seen
+
+    def tile(self, copies: int) -> Selection:
+        """The selection of `copies` of the batch, one behind the other."""
+        if copies == 1:
+            return self
+        chosen, boundaries = self.chosen, self.boundaries
+        if self._per_sample:
+            chosen = repeat(chosen, "s b ... -> s (copies b) ...", copies=copies)
+        if boundaries is not None:
+            boundaries = Times(boundaries).tile(copies).values
+        return replace(self, chosen=chosen, boundaries=boundaries)
+
+    def check_inside(self, times: Tensor) -> None:
+        """Refuse times, of a shape that broadcasts with (B,), outside the schedule by more than a float32 rounding."""
+        if self.boundaries is None or traced():
+            return
+        times, boundaries = times.detach().double(), self.boundaries.detach().double().to(times.device)
+        lo, hi = boundaries[0], boundaries[-1]
+        slack = 1e-6 * torch.maximum(lo.abs(), hi.abs())
+        if bool(((times < lo - slack) | (times > hi + slack)).any()):
+            raise ArgumentError(
+                f"t: expected times inside the schedule, [{float(lo.min()):g}, {float(hi.max()):g}], got times from "
+                f"{float(times.min()):g} to {float(times.max()):g}; extend the first or last boundary of the Schedule"
+            )
 
 
-def as_weights(chosen: Tensor, num_flows: int, like: Tensor) -> Tensor:
-    """Flows (…) as one-hot weights (…, K); weights as they are."""
-    if chosen.is_floating_point():
-        return chosen
-    return torch.nn.functional.one_hot(chosen, num_flows).to(like)
+SelectionLike = Constant | Schedule | Selection
 
 
-def pick_boundary(boundaries: Tensor, piece: Tensor) -> Tensor:
-    """The earlier boundary of each sample's piece: (S+1,) or (S+1, B) with piece () or (B,) → () or (B,)."""
-    if boundaries.ndim == 1:
-        return boundaries[piece]
-    return boundaries.gather(0, piece.expand(1, boundaries.shape[1]))[0]
+def parse_selection(k: SelectionLike, *, num_flows: int, like: Tensor, batch: int | None = None) -> Selection:
+    """Any form of `k` as one object, on the device of `like`, weights in its dtype.
 
-
-def check_inside(times: Tensor, boundaries: Tensor) -> None:
-    """Refuse times that lie outside the boundaries of a schedule (float64; slack of one float32 rounding)."""
-    lo, hi = boundaries[0], boundaries[-1]
-    slack = 1e-6 * torch.maximum(lo.abs(), hi.abs())
-    if bool(((times < lo - slack) | (times > hi + slack)).any()):
-        raise ArgumentError(
-            f"t: expected times inside the schedule, [{float(lo.min()):g}, {float(hi.max()):g}], got times from "
-            f"{float(times.min()):g} to {float(times.max()):g}; extend the first or last boundary of the Schedule"
-        )
-
-
-def parse_selection(k: Selecting, *, batch: int, num_flows: int, like: Tensor) -> Selection:
-    """Turn any form of `k` into its normal form, on the device of `like`, weights in its dtype.
+    Without a `batch` a selection of the samples' own says how many there are.
 
     Raises:
         ArgumentError: an index or shape that does not fit B samples and K flows, or a weight that is not finite.
         ArgumentTypeError: none of the forms of a selection.
     """
+    if isinstance(k, Selection):
+        if batch is not None and k.batch not in (None, batch):
+            raise ArgumentError(f"k: expected a selection of {batch} samples, got one of {k.batch}")
+        return k
     if not isinstance(k, Schedule):
-        return Selection(_chosen(k, batch, num_flows, like, "k")[None])
-    pieces = [_chosen(k.selections[i], batch, num_flows, like, f"k: selections[{i}]") for i in range(len(k))]
+        return Selection(_constant(k, batch, num_flows, like, "k")[None], num_flows)
+    _check_ascending(k.times, "k: the Schedule's times")
+    if k.times.ndim == 2 and batch is None:
+        batch = k.times.shape[1]
+    pieces: list[Tensor] = []
+    for i in range(len(k)):
+        piece = _constant(k.selections[i], batch, num_flows, like, f"k: selections[{i}]")
+        pieces.append(piece)
+        if batch is None and piece.ndim == (2 if piece.is_floating_point() else 1):
+            batch = len(piece)
     if any(p.is_floating_point() for p in pieces):
         pieces = [as_weights(p, num_flows, like) for p in pieces]
     if len({p.ndim for p in pieces}) > 1:
@@ -146,31 +204,24 @@ def parse_selection(k: Selecting, *, batch: int, num_flows: int, like: Tensor) -
             f"k: the Schedule's times have shape {tuple(k.times.shape)}; for {batch} samples expected (S+1,) or "
             f"(S+1, {batch})"
         )
-    return Selection(torch.stack(pieces), k.times, k.clock)
+    return Selection(torch.stack(pieces), num_flows, ordinary(k.times), k.clock)
 
 
-def select_at(k: Selecting, t: Tensor, *, batch: int, num_flows: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What any form of `k` selects at a time t, scalar or (B,), and the time that a potential sees.
-
-    Flows () or (B,), or weights (K,) or (B, K). At a boundary of a `Schedule` the later piece counts.
-
-    Raises:
-        ArgumentError: t lies outside the schedule; or as `parse_selection`.
-    """
-    if not isinstance(k, Schedule):
-        return _chosen(k, batch, num_flows, like, "k"), t
-    selection = parse_selection(k, batch=batch, num_flows=num_flows, like=like)
-    boundaries = cast(Tensor, selection.boundaries).to(t.device)
-    check_inside(t.detach().double(), boundaries.detach().double())
-    inner = boundaries[1:-1].to(t.dtype)
-    if boundaries.ndim == 1 and t.ndim == 1:
-        inner = inner[:, None]
-    piece = (t.detach() >= inner.detach()).sum(0).clamp(max=len(k) - 1)  # () or (B,)
-    seen = t if k.clock == "absolute" else t - pick_boundary(boundaries, piece).to(t.dtype)
-    return pick(selection.chosen, piece, batch), seen
+def as_weights(chosen: Tensor, num_flows: int, like: Tensor) -> Tensor:
+    """Flows (…) as one-hot weights (…, K); weights as they are."""
+    if chosen.is_floating_point():
+        return chosen
+    return (chosen[..., None] == torch.arange(num_flows, device=chosen.device)).to(like.dtype)
 
 
-def _chosen(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -> Tensor:
+def earlier_boundary(boundaries: Tensor, piece: Tensor) -> Tensor:
+    """The earlier boundary of each sample's piece: (S+1,) or (S+1, B) with piece () or (B,) → () or (B,)."""
+    if boundaries.ndim == 1:
+        return boundaries[piece]
+    return boundaries.gather(0, piece.expand(1, boundaries.shape[1]))[0]
+
+
+def _constant(k: Constant, batch: int | None, num_flows: int, like: Tensor, name: str) -> Tensor:
     """One constant selection as flows, () or (B,), or weights, (K,) or (B, K)."""
     if k is None:
         if num_flows != 1:
@@ -180,58 +231,47 @@ def _chosen(k: Selecting, batch: int, num_flows: int, like: Tensor, name: str) -
         if isinstance(k, (bool, np.bool_)) or not isinstance(k, (numbers.Integral, np.ndarray)):
             raise ArgumentTypeError(f"{name}: expected {FORMS}; got {type(k).__name__} {k!r}")
         k = torch.tensor(int(k)) if isinstance(k, numbers.Integral) else torch.as_tensor(k)
-    k = k.to(like.device)
+    k = ordinary(k.to(like.device))
     if k.is_floating_point():
-        if k.shape not in ((num_flows,), (batch, num_flows)):
+        rows = batch if batch is not None else len(k) if k.ndim else 0
+        if k.shape not in ((num_flows,), (rows, num_flows)):
             raise ArgumentError(
-                f"{name}: expected weights (K,) = ({num_flows},) or (B, K) = ({batch}, {num_flows}), "
+                f"{name}: expected weights (K,) = ({num_flows},) or (B, K) = ({rows}, {num_flows}), "
                 f"got shape {tuple(k.shape)}"
             )
-        return cast(Tensor, k.to(like.dtype))
+        _check_finite(k, name)
+        return k.to(like.dtype)
     if k.is_complex() or k.dtype == torch.bool:
         raise ArgumentTypeError(f"{name}: expected {FORMS}; got a tensor of {k.dtype}")
-    if k.ndim > 1 or (k.ndim == 1 and k.shape[0] != batch):
+    if k.ndim > 1 or (k.ndim == 1 and batch is not None and k.shape[0] != batch):
         raise ArgumentError(
             f"{name}: expected an integer tensor of shape () or (B,) = ({batch},), got {tuple(k.shape)}; "
             "weights must be floating point"
         )
-    low, high = (int(x) for x in k.aminmax()) if k.numel() else (0, 0)
-    if low < 0 or high >= num_flows:
-        raise ArgumentError(
-            f"{name}: expected flows 0 to {num_flows - 1}, got {low} to {high}"
-            if k.ndim
-            else f"{name}: expected a flow 0 to {num_flows - 1}, got {low}"
-        )
-    return cast(Tensor, k.long())
+    if not traced() and k.numel():
+        low, high = (int(x) for x in k.aminmax())
+        if low < 0 or high >= num_flows:
+            raise ArgumentError(
+                f"{name}: expected flows 0 to {num_flows - 1}, got {low} to {high}"
+                if k.ndim
+                else f"{name}: expected a flow 0 to {num_flows - 1}, got {low}"
+            )
+    return k.long()
 
 
-def _boundaries(times: Sequence[float] | Tensor) -> Tensor:
-    boundaries = as_time_tensor(times, "times")
-    if boundaries.ndim not in (1, 2) or len(boundaries) < 2:
-        raise ArgumentError(
-            f"times: expected S + 1 ≥ 2 boundaries of shape (S+1,) or (S+1, B), got {tuple(boundaries.shape)}"
-        )
-    if bool((boundaries[1:] < boundaries[:-1]).any()):
-        raise ArgumentError("times: the boundaries of a Schedule must not decrease, got some that cross; sort them")
-    return boundaries
+def _check_finite(weights: Tensor, name: str) -> None:
+    if traced() or math.isfinite(weights.detach().sum().item()):  # one operation where all is well
+        return
+    if not bool(torch.isfinite(weights.detach()).all()):
+        raise ArgumentError(f"{name}: expected finite weights, got NaN or infinity; look for what made them")
 
 
-def tile(k: Selecting, batch: int, copies: int) -> Selecting:
-    """A selection for B samples, repeated for `copies` of the batch one behind the other."""
-    if copies == 1:
-        return k
-    if isinstance(k, np.ndarray):
-        k = torch.as_tensor(k)
-    if isinstance(k, Schedule):
-        pieces = [tile(k.selections[i], batch, copies) for i in range(len(k))]
-        return Schedule(tile_times(k.times, batch, copies), pieces, clock=k.clock)
-    if isinstance(k, Tensor) and k.ndim and len(k) == batch:
-        if k.ndim == 2:
-            return k.repeat(copies, 1)
-        return k if k.is_floating_point() else k.repeat(copies)
-    return k
-
-
-def tile_times(t: Tensor, batch: int, copies: int) -> Tensor:
-    """Times (N,) or (N, B), repeated likewise."""
-    return t.repeat(1, copies) if t.ndim == 2 and t.shape[1] == batch else t
+def _check_ascending(boundaries: Tensor, name: str) -> None:
+    """Boundaries may have changed since they were checked: learned ones."""
+    if traced():
+        return
+    edges = boundaries.detach()
+    if not bool((edges[1:] >= edges[:-1]).all()):
+        if not bool(torch.isfinite(edges).all()):
+            raise ArgumentError(f"{name}: expected finite times, got NaN or infinity")
+        raise ArgumentError(f"{name}: the boundaries of a Schedule must not decrease, got some that cross; sort them")

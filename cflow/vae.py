@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
-from .distributions import DiffusionPrior
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import FlowPath, PotentialFlow
 from .pde import HamiltonJacobi
-from .selection import Selecting
-from .times import Times, as_time_tensor, parse_times
+from .priors import DiffusionPrior
+from .selection import SelectionLike
+from .times import TimesLike, as_time_tensor, parse_times
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class FlowVAE(nn.Module):
     def elbo(
         self,
         x: Tensor,
-        k: Selecting = None,
-        t: Times | None = None,
+        k: SelectionLike = None,
+        t: TimesLike | None = None,
         mask: Tensor | None = None,
         context: Tensor | None = None,
     ) -> ELBO:
@@ -185,12 +186,12 @@ class FlowVAE(nn.Module):
         return self._likelihood(z).mean
 
     def traverse(
-        self, x0: Tensor, k: Selecting, t: Times, *, sample: bool = False, context: Tensor | None = None
+        self, x0: Tensor, k: SelectionLike, t: TimesLike, *, sample: bool = False, context: Tensor | None = None
     ) -> Tensor:
         """Images (N, B, *image) at times t: encode frames x0 (B, …), flow, decode."""
         return self.decode(self.flow.trajectory(self.encode(x0, sample=sample), k, t, context))
 
-    def sample(self, n: int, k: Selecting, t: Times, *, context: Tensor | None = None) -> Tensor:
+    def sample(self, n: int, k: SelectionLike, t: TimesLike, *, context: Tensor | None = None) -> Tensor:
         """Images (N, n, *image) at times t, along flows that start from n draws of the prior N(0, I)."""
         if not isinstance(n, numbers.Integral) or n < 0:
             raise ArgumentError(f"n: expected a number of samples ≥ 0, got {n!r}")
@@ -232,7 +233,7 @@ class FlowVAE(nn.Module):
 
     def _reconstruction(self, x: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
         """Weighted log p(x_t | z_t), (T+1, B), with all frames decoded in one call."""
-        frames = x.transpose(0, 1)
+        frames = rearrange(x, "b t ... -> t b ...")
         if mask is None:
             return self.log_prob_frames(frames, z)
         if not isinstance(mask, Tensor) or mask.shape != x.shape[:2]:
@@ -246,7 +247,7 @@ class FlowVAE(nn.Module):
         out[keep] = self.log_prob_frames(frames[keep], z[keep]) * weight[keep].to(z.dtype)
         return out
 
-    def _path_kl(self, posterior: Distribution, path: FlowPath, k: Selecting) -> Tensor:
+    def _path_kl(self, posterior: Distribution, path: FlowPath, k: SelectionLike) -> Tensor:
         """Σ_{t≥1} log q_t(z_t) − log p_t(z_t), (B,): one sample of its expectation."""
         t = path.t if path.t.ndim == 2 else path.t[:, None]
         log_q = sum_rest(posterior.log_prob(path.z[0]), 1) + cast(Tensor, path.log_density_change)
@@ -254,7 +255,7 @@ class FlowVAE(nn.Module):
         log_ratio: Tensor = log_q - p.log_prob(path.z)
         return log_ratio[1:].sum(0)
 
-    def _infer_flow(self, x: Tensor, k: Selecting) -> tuple[Selecting, Tensor | None]:
+    def _infer_flow(self, x: Tensor, k: SelectionLike) -> tuple[SelectionLike, Tensor | None]:
         """One-hot weights drawn from q(k|x) where k is latent, and KL(q(k|x) ‖ uniform)."""
         if k is not None or self.flow_posterior is None:
             return k, None

@@ -10,8 +10,8 @@ from torchdiffeq._impl.odeint import SOLVERS
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
-from cflow.kernels import Drive
-from cflow.tableau import tableau
+from cflow.potentials.field import Mixture
+from cflow.solve.tableau import tableau
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -141,8 +141,8 @@ def test_stages_together_or_one_by_one(method, k, t, monkeypatch):
     net, z, found = POTENTIALS["sum"](), torch.randn(B, D, requires_grad=True), []
     t = t.requires_grad_() if isinstance(t, torch.Tensor) else t
     solver = Solver(method, gradient="discrete", **({"step_size": 0.125} if method == "rk4" else {}))
-    for size in (1, 5 * B * net.kernel(Drive(torch.ones(K))).width, 2**20):
-        monkeypatch.setattr("cflow.discrete._CHUNK", size)
+    for size in (1, 5 * B * sum(term.width for term in net.field(Mixture(torch.ones(K))).terms), 2**20):
+        monkeypatch.setattr("cflow.potentials.closed_form.HIDDEN_UNITS_TOGETHER", size)
         path = PotentialFlow(net, solver=solver).solve(z, k, t, kinetic_energy=True)
         assert path.steps > 4
         inputs = [z, *net.parameters(), *([t] if isinstance(t, torch.Tensor) else [])]

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import cflow
-from cflow import base
+from cflow.potentials.base import field_of, value
+from cflow.potentials.field import Mixture
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -19,6 +20,11 @@ POTENTIALS = {
     "quadratic_no_shift": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d)),
     "sum": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d)) + cflow.RidgePotential(d, k) + Cubic(d, k),
 }
+
+
+def derivatives(net, z, w, t):
+    field = field_of(net, Mixture(w, row_times=t.ndim > 0)).with_divergence(None)
+    return field.velocity_and_divergence(z, field.at(t))
 
 
 class Cubic(torch.nn.Module):
@@ -41,15 +47,16 @@ def test_derivatives(name, dim, num_flows, per_sample):
     w = torch.randn(4, num_flows) if per_sample else torch.randn(num_flows)
 
     def total(z):
-        return (base.value(net, z, t) * w).sum()
+        return (value(net, z, t) * w).sum()
 
-    v, laplacian = base.gradient(net, z, w, t, laplacian=True)
+    v, laplacian = derivatives(net, z, w, t)
     hessian = torch.func.hessian(total)(z)
     trace = torch.stack([hessian[i, :, i].trace() for i in range(4)])
     torch.testing.assert_close(v, torch.func.grad(total)(z), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(laplacian, trace, rtol=1e-10, atol=1e-11)
-    torch.testing.assert_close(base.gradient(net, z, w, t)[0], v, rtol=1e-13, atol=1e-13)
-    assert base.value(net, z, t).shape == (4, num_flows)
+    field = field_of(net, Mixture(w, row_times=per_sample))
+    torch.testing.assert_close(field.velocity(z, field.at(t)), v, rtol=1e-13, atol=1e-13)
+    assert value(net, z, t).shape == (4, num_flows)
 
 
 @pytest.mark.parametrize("name", POTENTIALS)
@@ -63,7 +70,7 @@ def test_derivatives_have_gradients(name):
             p.data = value.data
         module = torch.nn.Module()
         module.net = net
-        module.forward = lambda: torch.cat([x.flatten() for x in base.gradient(net, z, w, t, laplacian=True)])
+        module.forward = lambda: torch.cat([x.flatten() for x in derivatives(net, z, w, t)])
         return torch.func.functional_call(module, {f"net.{k}": v for k, v in zip(params, values, strict=True)}, ())
 
     inputs = [x.detach().clone().requires_grad_() for x in (z, w, t, *params.values())]

@@ -123,7 +123,7 @@ def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Te
         k = torch.as_tensor(k, device=x0.device)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentTypeError(f"k: expected the integer index of a transformation, got {k!r}") from None
-    t = as_time_tensor(t)
+    t = as_time_tensor(t)  # type: ignore[arg-type]
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
         raise ArgumentTypeError(f"k: expected the integer index of a transformation, got {k.dtype}")
     if k.ndim and k.shape != (batch,):

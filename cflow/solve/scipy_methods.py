@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import scipy.integrate
 import torch
+from torch import Tensor
 
-from .errors import ArgumentError, did_you_mean
+from ..errors import ArgumentError, did_you_mean
+from .costs import Costs
 
-if TYPE_CHECKING:
-    from .integrate import _Function
+
+class Counting(Protocol):
+    """A function whose steps are counted and bounded."""
+
+    costs: Costs
+
+    def count_trial(self, s: float, y: Tensor) -> None:
+        """Count a step that is tried from s on the solver's clock; raise where it is one too many."""
 
 
 def scipy_method(method: object) -> Any:
@@ -26,9 +34,9 @@ def scipy_method(method: object) -> Any:
     return cls
 
 
-def counting_method(method: object, func: _Function) -> type:
-    """The SciPy method with its steps counted and bound by `max_steps`, for a function that a solve calls."""
-    cls, alive = scipy_method(method), weakref.proxy(func)  # a class is freed late
+def counting_method(method: object, function: Counting) -> type:
+    """The SciPy method with its steps counted, for a function that a solve calls."""
+    cls, alive = scipy_method(method), weakref.proxy(function)  # a class is freed late
 
     def start(self: Any, function: Any, t0: float, y0: Any, *args: Any, **options: Any) -> None:
         try:
@@ -43,12 +51,8 @@ def counting_method(method: object, func: _Function) -> type:
             ) from error
 
     def step(self: Any) -> Any:
-        owner = alive.owner
-        owner.trials += 1
-        if owner.trials > owner.solver.max_steps:
-            y = torch.as_tensor(self.y).reshape(-1, 1)
-            raise alive.failure(abs(float(self.t)), y, f"more than max_steps={owner.solver.max_steps} steps")
-        owner.steps += 1
+        alive.count_trial(abs(float(self.t)), torch.as_tensor(self.y).reshape(-1, 1))
+        alive.costs.steps += 1
         return cls.step(self)
 
     return type(cls.__name__, (cls,), {"__init__": start, "step": step})

@@ -1,28 +1,22 @@
-"""What closed forms share: rows and blocks of rows, the layers at both ends of a stack, and elementwise parts."""
+"""What closed forms share: rows and blocks of rows, the layers at both ends of a stack, and elementwise parts.
+
+Shapes: R rows of the state, G flows in the stack, S states at once, H hidden units, D dimensions. tanh(x) = 2σ(2x) − 1
+everywhere: on CPUs `torch.sigmoid` is several times faster than `torch.tanh`, and one `sigmoid_backward` gives
+g·σ(1 − σ).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from ..kernels import Drive, Kernel, Stages, Tensors
+from .closed_form import ClosedForm
+from .field import Mixture, Tensors
 
 
-class RowKernel(Kernel):
-    """Rows in one block, or in one a flow."""
-
-    def __init__(self, drive: Drive) -> None:
-        self.blocks = drive.blocks
-
-    def rows(self, z: Tensor) -> Tensor:
-        """States (R, D) beside hidden layers (G, R or R/G, H)."""
-        return z.view(self.blocks, -1, z.shape[-1])
-
-
-class StackKernel(RowKernel):
+class StackedForm(ClosedForm):
     """First and last layer of a stack: one product of weights (G·H, D) for a mixture, else (G, H, D), one a block.
 
     Attributes:
@@ -32,48 +26,42 @@ class StackKernel(RowKernel):
 
     unused: Tensor
 
-    def __init__(self, drive: Drive, tensors: Tensors, hidden: int) -> None:
-        super().__init__(drive)
-        self.tensors, self.hidden, self.dim = tensors, hidden, tensors[0].shape[-1]
+    def __init__(self, mixture: Mixture, tensors: Tensors, num_main: int, hidden: int) -> None:
+        self.blocks, self.row_times = mixture.blocks, mixture.row_times
+        self.tensors, self.num_main, self.hidden, self.dim = tensors, num_main, hidden, tensors[0].shape[-1]
         self.flows = tensors[0].shape[0] if self.blocks > 1 else tensors[0].shape[0] // hidden
         self.width = tensors[0].shape[-2]
-        self._view()
+        self.prepare()
 
     @staticmethod
-    def layer(drive: Drive, hidden: int, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def layer(mixture: Mixture, hidden: int, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (K·H, D) and bias (K·H,) as `first` wants those of the flows that take part."""
-        if not drive.flows:
+        if not mixture.flows:
             return w, b
-        w, b = drive.stack(w.view(-1, hidden, w.shape[1])), drive.stack(b.view(-1, 1, hidden))
-        return (w, b) if drive.blocks > 1 else (w[0], b[0, 0])
+        w, b = mixture.stack(w.view(-1, hidden, w.shape[1])), mixture.stack(b.view(-1, 1, hidden))
+        return (w, b) if mixture.blocks > 1 else (w[0], b[0, 0])
 
-    def _view(self) -> None:
-        """Look at the tensors as the products want them, once."""
+    def prepare(self) -> None:
         self.w = self.tensors[0]
         self.wt = self.w.mT
 
-    def with_tensors(self, tensors: Tensors) -> Kernel:
-        """See `Kernel.with_tensors`."""
-        other = super().with_tensors(tensors)
-        cast(StackKernel, other)._view()
-        return other
-
     def norms(self) -> Tensor:
         """‖w_h‖² (G, 1, H)."""
-        return cast(Tensor, torch.linalg.vecdot(self.w, self.w)).view(self.flows, 1, self.hidden)
+        squares: Tensor = torch.linalg.vecdot(self.w, self.w)
+        return squares.view(self.flows, 1, self.hidden)
 
     def first(self, z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         """scale · (z Wᵀ + b), (G, R or R/G, H), for a `bias` or None."""
         bias, beta = (self.unused, 0.0) if bias is None else (bias, scale)
         if self.blocks > 1:
-            return torch.baddbmm(bias, self.rows(z), self.wt, beta=beta, alpha=scale)
+            return torch.baddbmm(bias, rows(z, self.blocks), self.wt, beta=beta, alpha=scale)
         out = torch.addmm(bias, z, self.wt, beta=beta, alpha=scale)
         return out.view(-1, self.flows, self.hidden).transpose(0, 1)
 
     def first_sigmoid(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """σ(2 z Wᵀ + 2 b), as `last_of` takes it, and the same memory as (G, R or R/G, H). Not differentiable."""
         if self.blocks > 1:
-            s = torch.baddbmm(bias, self.rows(z), self.wt, beta=2, alpha=2).sigmoid_()
+            s = torch.baddbmm(bias, rows(z, self.blocks), self.wt, beta=2, alpha=2).sigmoid_()
             return s, s
         s = torch.addmm(bias, z, self.wt, beta=2, alpha=2).sigmoid_()
         return s, s.view(-1, self.flows, self.hidden).transpose(0, 1)
@@ -94,27 +82,32 @@ class StackKernel(RowKernel):
         """An empty (G, R or R/G, H) that `last` takes without a copy."""
         if self.blocks > 1:
             return torch.empty_like(x)
-        flows, rows, hidden = x.shape
-        return x.new_empty(rows, flows, hidden).transpose(0, 1)
+        flows, num_rows, hidden = x.shape
+        return x.new_empty(num_rows, flows, hidden).transpose(0, 1)
 
     def first_gradient(
-        self, stages: Stages, dr: Sequence[Tensor], r: Tensor, total: Tensor | None
+        self, z: Tensor, cotangents: Sequence[Tensor], dr: Sequence[Tensor], r: Tensor, total: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Σ drᵀ z + rᵀ λ, added to a total, and Σ dr.
 
-        For dr (G, R or R/G, H) of each stage, and r (G, S·R or S·R/G, H) of all.
+        For states (S, R, D), cotangents λ and dr (G, R or R/G, H) of each, and r (G, S·R or S·R/G, H) of all.
         """
         if self.blocks > 1:
             along = join(dr)
-            z, cotangents = (join([self.rows(x) for x in xs]) for xs in (stages.z, stages.cotangents))
-            return add_product(add_product(total, along.mT, z), r.mT, cotangents), along.sum(1, keepdim=True)
+            z, at = (join([rows(x, self.blocks) for x in xs]) for xs in (z, cotangents))
+            return add_product(add_product(total, along.mT, z), r.mT, at), along.sum(1, keepdim=True)
         along = join([x.transpose(0, 1).flatten(1) for x in dr], 0)
-        total = add_product(total, along.mT, stages.z.flatten(0, 1))
-        return add_product(total, r.transpose(0, 1).flatten(1).mT, join(stages.cotangents, 0)), along.sum(0)
+        total = add_product(total, along.mT, z.flatten(0, 1))
+        return add_product(total, r.transpose(0, 1).flatten(1).mT, join(cotangents, 0)), along.sum(0)
+
+
+def rows(z: Tensor, blocks: int) -> Tensor:
+    """States (R, D) in blocks (G, R/G, D), beside hidden layers (G, R/G, H)."""
+    return z.view(blocks, -1, z.shape[-1])
 
 
 def join(parts: Sequence[Tensor], axis: int = 1) -> Tensor:
-    """Stages (G, R or R/G, H) side by side, (G, S·R or S·R/G, H)."""
+    """States (G, R or R/G, H) side by side, (G, S·R or S·R/G, H)."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
 
 
@@ -134,14 +127,21 @@ def add(grads: Tensors, totals: Tensors | None) -> Tensors:
     return tuple(total if grad is total else total.add_(grad) for grad, total in zip(grads, totals, strict=True))
 
 
-def sigmoid(x: Tensor) -> Tensor:
-    """σ(x) of a tensor that nothing else reads: in its place, unless that is to be differentiated."""
-    return torch.sigmoid(x) if torch.is_grad_enabled() else torch.sigmoid_(x)
+def sigmoid(x: Tensor, *, inplace: bool) -> Tensor:
+    """σ(x), where nothing else reads x in its place."""
+    return torch.sigmoid_(x) if inplace else torch.sigmoid(x)
 
 
 _VJP, _VJP_INTO = torch.ops.aten.sigmoid_backward.default, torch.ops.aten.sigmoid_backward.grad_input
 
 
-def sigmoid_vjp(g: Tensor, s: Tensor, out: Tensor | None = None) -> Tensor:
-    """g · s (1 − s) for s = σ(x). Broadcasts; `out` may be s itself."""
-    return cast(Tensor, _VJP(g, s) if out is None else _VJP_INTO(g, s, grad_input=out))
+def sigmoid_vjp(g: Tensor, s: Tensor) -> Tensor:
+    """g · s (1 − s) for s = σ(x). Broadcasts."""
+    out: Tensor = _VJP(g, s)
+    return out
+
+
+def sigmoid_vjp_into(out: Tensor, g: Tensor, s: Tensor) -> Tensor:
+    """The same, into memory that may be that of s. Not differentiable."""
+    result: Tensor = _VJP_INTO(g, s, grad_input=out)
+    return result

@@ -23,19 +23,20 @@ class Tableau:
         c: stage times as parts of the step.
         a: rows of the lower triangle, row i of length i.
         b: weights of the step.
-        carries: whether the first stage of a step is the last stage of the step before (torchdiffeq's
-            adaptive_heun and fehlberg2 reuse it although it lies at another y).
+        reuses_last: whether the first stage of a step is the last stage of the step before although that lies at
+            another y, as in torchdiffeq's adaptive_heun and fehlberg2. (A method that is FSAL, first same as last,
+            evaluates its last stage at y' and has nothing to carry over.)
     """
 
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
-    carries: bool = False
+    reuses_last: bool = False
 
     @property
     def evaluated(self) -> int:
         """Stages that a step needs for y', or for the next step."""
-        return len(self.b) if self.carries else max(i for i, b in enumerate(self.b) if b) + 1
+        return len(self.b) if self.reuses_last else max(i for i, b in enumerate(self.b) if b) + 1
 
 
 @functools.cache
@@ -44,7 +45,7 @@ def tableau(method: str) -> Tableau | None:
 
     Example:
         >>> tableau("heun2")
-        Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5), carries=False)
+        Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5), reuses_last=False)
         >>> tableau("implicit_adams") is None
         True
     """
@@ -59,9 +60,9 @@ def tableau(method: str) -> Tableau | None:
 def _adaptive(table: Any) -> Tableau:
     rows = [cast(list[float], row.double().tolist()) for row in table.beta]
     b = table.c_sol.double().tolist()
-    last_is_next = b[-1] == 0 and b[:-1] == rows[-1]
+    fsal = b[-1] == 0 and b[:-1] == rows[-1]
     return Tableau(
-        (0.0, *table.alpha.double().tolist()), ((), *(tuple(row) for row in rows)), tuple(b), carries=not last_is_next
+        (0.0, *table.alpha.double().tolist()), ((), *(tuple(row) for row in rows)), tuple(b), reuses_last=not fsal
     )
 
 

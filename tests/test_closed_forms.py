@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import cflow
-from cflow import base
-from cflow.kernels import Drive, velocity
+from cflow.potentials.base import value
+from cflow.potentials.field import Mixture, RecordedLinearization
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -19,7 +19,7 @@ POTENTIALS = {
     "no shift": lambda: cflow.QuadraticPotential(torch.randn(K, D, D)),
     "sum": lambda: POTENTIALS["mlp"]() + POTENTIALS["ridge"]() + POTENTIALS["quadratic"](),
 }
-DRIVES = {
+MIXTURES = {
     "weights": lambda: (torch.randn(K, requires_grad=True), ()),
     "weights per row": lambda: (torch.randn(R, K, requires_grad=True), ()),
     "one flow": lambda: (None, (1,)),
@@ -43,25 +43,23 @@ def same(found, wanted, rtol):
 
 
 @pytest.mark.parametrize("row_times", [False, True], ids=["one time", "times of rows"])
-@pytest.mark.parametrize("drive", DRIVES)
+@pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("potential", POTENTIALS)
-def test_against_autograd(potential, drive, row_times):
-    net, (weights, flows) = POTENTIALS[potential](), DRIVES[drive]()
+def test_against_autograd(potential, mixture, row_times):
+    net, (weights, flows) = POTENTIALS[potential](), MIXTURES[mixture]()
     z = torch.randn(R, D, requires_grad=True)
     t = (torch.rand(R) if row_times else torch.rand(())).requires_grad_()
-    own = Drive(weights, flows, row_times)
     w = one_hot(flows) if weights is None else weights
-    exact = torch.autograd.grad((base.value(net, z, t) * w).sum(), z, create_graph=True)[0]
-    kernel = net.kernel(own)
-    time = tuple(x[0] for x in kernel.embed(t[None]))
+    exact = torch.autograd.grad((value(net, z, t) * w).sum(), z, create_graph=True)[0]
+    field = net.field(Mixture(weights, flows, row_times))
+    time = field.at(t)
     with torch.no_grad():
-        for _ in range(2):  # memory that is used again is never that of what the kernel holds
-            same([velocity(kernel, z, time)], [exact], 1e-13)
-    v = velocity(kernel, z, time)
+        for _ in range(2):  # memory that is used again is never that of what the field holds
+            same([field.velocity(z, time)], [exact], 1e-13)
+    v = field.velocity(z, time)
     same([v], [exact], 1e-13)
-    saved = kernel.linearize(z, time)
     columns = [torch.autograd.grad(exact[:, i].sum(), z, retain_graph=True)[0][:, i] for i in range(D)]
-    same([kernel.laplacian(saved, kernel.prepare_laplacian(None))], [sum(columns)], 1e-12)
+    same(field.with_divergence(None).velocity_and_divergence(z, time), [exact, sum(columns)], 1e-12)
 
     inputs = [z, t, *net.parameters(), *([] if weights is None else [weights])]
     cotangent = torch.randn(R, D)
@@ -73,17 +71,18 @@ def test_against_autograd(potential, drive, row_times):
 
 
 @pytest.mark.parametrize("row_times", [False, True], ids=["one time", "times of rows"])
-@pytest.mark.parametrize("drive", DRIVES)
+@pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("potential", POTENTIALS)
-def test_several_states_at_once(potential, drive, row_times):
-    net, (weights, flows) = POTENTIALS[potential](), DRIVES[drive]()
-    with torch.no_grad():
-        kernel = net.kernel(Drive(weights, flows, row_times))
-        z, t = torch.randn(4, R, D), torch.rand(4, R) if row_times else torch.rand(4)
-        times, cotangent = kernel.embed(t), torch.randn(R, D)
-        together = kernel.linearize_all(z, times)
-        for i in range(4):
-            alone = kernel.linearize(z[i], tuple(x[i] for x in times))
-            one = kernel.unstacked(together)[i]
-            same([kernel.velocity(one)], [kernel.velocity(alone)], 1e-13)
-            same([kernel.pull_back(one, cotangent)[0]], [kernel.pull_back(alone, cotangent)[0]], 1e-13)
+def test_several_states_at_once(potential, mixture, row_times):
+    net, (weights, flows) = POTENTIALS[potential](), MIXTURES[mixture]()
+    field = net.field(Mixture(weights, flows, row_times))
+    field = field.with_tensors(tuple(x.detach().requires_grad_() for x in field.tensors))
+    z, t = torch.randn(4, R, D), (torch.rand(4, R) if row_times else torch.rand(4)).requires_grad_()
+    cotangents = torch.randn(4, R, D)
+    together, recorded = field.linearize(z, t, False), RecordedLinearization(field, z, t, False)
+    for i in reversed(range(4)):
+        same([together.derivatives(i)[0]], [recorded.derivatives(i)[0]], 1e-13)
+        with torch.no_grad():
+            same(*([x.vjp(i, cotangents[i], None)] for x in (together, recorded)), 1e-12)
+    (found, times), (wanted, exact_times) = together.vjp_parameters(), recorded.vjp_parameters()
+    same([*found, times], [*wanted, exact_times], 1e-12)

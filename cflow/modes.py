@@ -1,0 +1,58 @@
+"""The modes in which PyTorch computes: inference, autocast, and transformations that look at every operation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def traced() -> bool:
+    """Whether values may not be read: inside transformations of `torch.func`, `torch.export`, `torch.compile`."""
+    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
+def transformed() -> bool:
+    """Whether every operation is looked at: as `traced`, or for forward-mode derivatives.
+
+    Then memory may not be used again, and nothing be hidden in a node of its own.
+    """
+    return traced() or forward_ad._current_level >= 0
+
+
+def unrecorded() -> contextlib.AbstractContextManager[object]:
+    """Inference mode, where every operation costs less, unless something records or transforms what is computed.
+
+    Closed forms only: inside it the gradient of a user's module would be zero. What is made inside and lives on as a
+    result has to be copied outside, see `ordinary`.
+    """
+    if torch.is_grad_enabled() or transformed():
+        return contextlib.nullcontext()
+    return torch.inference_mode()
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[None]:
+    """Gradients are recorded, also inside inference mode."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """x, or a copy of one that was made in inference mode, which autograd would refuse to save."""
+    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
+
+
+def full_precision(device: str) -> contextlib.AbstractContextManager[object]:
+    """Autocast off; and out of inference mode, where a gradient would silently be zero."""
+    if not torch.is_inference_mode_enabled():
+        if not torch.is_autocast_enabled(device):
+            return contextlib.nullcontext()
+        return torch.autocast(device, enabled=False)
+    stack = contextlib.ExitStack()
+    for mode in (torch.autocast(device, enabled=False), torch.inference_mode(False), torch.no_grad()):
+        stack.enter_context(mode)
+    return stack

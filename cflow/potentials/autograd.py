@@ -1,0 +1,322 @@
+"""Modules of a user's behind the interface of velocity fields: autograd finds their derivatives.
+
+Velocities are one gradient of Σ_k w_k u_k, never K. The Jacobian of v is the Hessian of u, which is symmetric, so that
+one vector-Jacobian product gives (∂v/∂z)ε.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import types
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch._functorch.config
+from torch import Tensor, nn
+
+from ..modes import transformed
+from .field import Linearization, RecordedLinearization, Tensors, Time, VelocityField
+
+Derivatives = tuple[Tensor, Tensor | None]  # ∇_z Σ w_k u_k (B, D); its Laplacian (B,), or None
+
+
+class AutogradField(VelocityField):
+    """A field whose products autograd finds: of a module, with weights of its flows and maybe a context.
+
+    Attributes:
+        net: the module.
+        weights: mixture weights (K,) or (R, K).
+        args: what the module gets beside z and t: (context,) or nothing.
+    """
+
+    plain = False
+
+    def __init__(self, net: nn.Module, weights: Tensor, context: Tensor | None = None) -> None:
+        self.net, self.weights = net, weights
+        self.args: Tensors = () if context is None else (context,)
+        self.tensors = (weights, *self.args, *net.parameters())
+
+    def with_tensors(self, tensors: Tensors) -> Self:
+        """The same field of other tensors, with buffers as they are now."""
+        other = copy.copy(self)
+        first = 1 + len(self.args)
+        other.tensors, other.weights, other.args = tensors, tensors[0], tensors[1:first]
+        parameters = dict(zip(map(id, self.net.parameters()), tensors[first:], strict=True))
+        other.net = twin(self.net, parameters | {id(x): x.detach().clone() for x in self.net.buffers()})
+        return other
+
+    def times(self, t: Tensor) -> list[Time]:
+        return list(t.unbind(0))
+
+    def at(self, t: Tensor) -> Time:
+        return t
+
+    def linearize(self, z: Sequence[Tensor], t: Tensor, divergence: bool) -> Linearization:
+        return RecordedLinearization(self, z, t, divergence)
+
+
+class ModuleField(AutogradField):
+    """∇ Σ_k w_k u_k of a module u(z (R, D), t (R,)) -> (R, K), or (R,) for one flow.
+
+    Arguments:
+        net, weights, context: see `AutogradField`.
+        compiled: derivatives behind `torch.compile`.
+    """
+
+    def __init__(
+        self, net: nn.Module, weights: Tensor, context: Tensor | None = None, compiled: Compiled | None = None
+    ) -> None:
+        super().__init__(net, weights, context)
+        # torch.autograd takes half the time of torch.func, which alone works where a transformation looks on
+        self.ways = compiled.ways if compiled is not None else BY_FUNC if transformed() else BY_AUTOGRAD
+        self.both = self.ways.exact
+
+    def with_divergence(self, probe: Tensor | None) -> Self:
+        other = copy.copy(self)
+        other.both = self.ways.exact if probe is None else functools.partial(self.ways.estimated, probe)
+        return other
+
+    def velocity(self, z: Tensor, time: Time) -> Tensor:
+        v: Tensor = self.ways.velocity(self.net, z, time, self.weights, self.args)
+        return v
+
+    def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.both(self.net, z, time, self.weights, self.args)
+        return found
+
+
+class GradientField(AutogradField):
+    """The velocity of a potential that defines its own `gradient`, see `Potential`."""
+
+    net: Any
+    probe: Tensor | None = None
+
+    def with_divergence(self, probe: Tensor | None) -> Self:
+        other = copy.copy(self)
+        other.probe = probe
+        return other
+
+    def velocity(self, z: Tensor, time: Time) -> Tensor:
+        v: Tensor = self.net.gradient(z, self.weights, time)[0]
+        return v
+
+    def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
+        if self.probe is None:
+            exact: tuple[Tensor, Tensor] = self.net.gradient(z, self.weights, time, laplacian=True)
+            return exact
+        v, vjp = _vjp(lambda z: self.velocity(z, time), z)
+        return v, (vjp(self.probe)[0] * self.probe).sum(-1)
+
+
+# --- ways to the derivatives --------------------------------------------------------------------------------------
+
+
+class Ways(NamedTuple):
+    """Functions of (net, z (R, D), t () or (R,), weights, args), the last one of a probe (R, D) before them.
+
+    Attributes:
+        velocity: v (R, D).
+        exact: v and ∇·v (R,).
+        estimated: v and εᵀ(∂v/∂z)ε (R,) for a probe ε (Hutchinson 1989).
+    """
+
+    velocity: Callable[..., Any]
+    exact: Callable[..., Any]
+    estimated: Callable[..., Any]
+
+
+def _total(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
+    """Σ_k w_k u_k, over all rows."""
+    return (net(z, t.expand(len(z)), *args).reshape(len(z), -1) * w).sum()
+
+
+def _velocity_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
+    v: Tensor = torch.func.grad(lambda z: _total(net, z, t, w, args))(z)
+    return v
+
+
+def _vjp(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
+    v, vjp, *_ = torch.func.vjp(function, z)
+    return v, vjp
+
+
+def _estimated_by_func(
+    probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
+) -> tuple[Tensor, Tensor]:
+    v, vjp = _vjp(lambda z: _velocity_by_func(net, z, t, w, args), z)
+    return v, (vjp(probe)[0] * probe).sum(-1)
+
+
+def _exact_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> tuple[Tensor, Tensor]:
+    v, vjp = _vjp(lambda z: _velocity_by_func(net, z, t, w, args), z)
+    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+
+    def second_derivative(e: Tensor) -> Tensor:
+        return (vjp(e.expand_as(z))[0] * e).sum(-1)
+
+    return v, torch.func.vmap(second_derivative, chunk_size=64)(basis).sum(0)
+
+
+BY_FUNC = Ways(_velocity_by_func, _exact_by_func, _estimated_by_func)
+
+
+def _variable(z: Tensor) -> Tensor:
+    """z by itself, for partial derivatives: other inputs may depend on z."""
+    return z.view_as(z) if z.requires_grad and torch.is_grad_enabled() else z.detach().requires_grad_()
+
+
+def _gradient(y: Tensor, z: Tensor, along: Tensor | None, create_graph: bool) -> Tensor:
+    if not y.requires_grad:  # it does not depend on z
+        return torch.zeros_like(z)
+    return torch.autograd.grad(
+        y, z, along, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
+    )[0]
+
+
+def _velocity_by_autograd(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
+    create_graph, z = torch.is_grad_enabled(), _variable(z)
+    with torch.enable_grad():
+        return _gradient(_total(net, z, t, w, args), z, None, create_graph)
+
+
+def _estimated_by_autograd(
+    probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
+) -> tuple[Tensor, Tensor]:
+    create_graph, z = torch.is_grad_enabled(), _variable(z)
+    with torch.enable_grad():
+        v = _gradient(_total(net, z, t, w, args), z, None, True)
+        trace = (_gradient(v, z, probe, create_graph) * probe).sum(-1)
+    return (v, trace) if create_graph else (v.detach(), trace.detach())
+
+
+COLUMNS = 8  # up to so many second derivatives one by one take less time than in one batched backward pass
+
+
+def _exact_by_autograd(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> tuple[Tensor, Tensor]:
+    create_graph, z = torch.is_grad_enabled(), _variable(z)
+    with torch.enable_grad():
+        v = _gradient(_total(net, z, t, w, args), z, None, True)
+        trace = _trace(v, z, create_graph) if v.requires_grad else torch.zeros_like(v[:, 0])
+    return (v, trace) if create_graph else (v.detach(), trace.detach())
+
+
+def _trace(v: Tensor, z: Tensor, create_graph: bool) -> Tensor:
+    """Σ_i ∂v_i/∂z_i (R,), from D second derivatives."""
+    if z.shape[1] <= COLUMNS:
+        first, *others = (_gradient(x.sum(), z, None, create_graph)[:, i] for i, x in enumerate(v.unbind(1)))
+        return sum(others, first)
+    trace = torch.zeros_like(z[:, 0])
+    for basis in torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], 64):
+        along = torch.autograd.grad(
+            v, z, basis.expand(-1, *z.shape), create_graph=create_graph, retain_graph=True,
+            is_grads_batched=True, allow_unused=True, materialize_grads=True,
+        )[0]  # fmt: skip
+        trace = trace + (along * basis).sum((0, 2))
+    return trace
+
+
+BY_AUTOGRAD = Ways(_velocity_by_autograd, _exact_by_autograd, _estimated_by_autograd)
+
+
+# --- copies ---------------------------------------------------------------------------------------------------
+
+
+def twin(net: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
+    """A module of the same structure with other tensors, by the identity of those that they replace.
+
+    Nothing is shared that a call could change, so that several threads may use the twins of one module. Methods of
+    the module that it keeps as attributes are bound anew; functions that have captured it still see the original.
+    """
+    made: dict[int, nn.Module] = {}
+
+    def copied(module: nn.Module) -> nn.Module:
+        module = getattr(module, "_orig_mod", module)  # of torch.compile
+        if id(module) in made:
+            return made[id(module)]
+        other = made[id(module)] = module.__new__(type(module))
+        state = dict(module.__dict__)
+        for store in ("_parameters", "_buffers"):
+            state[store] = {name: tensors.get(id(x), x) for name, x in module.__dict__[store].items()}
+        state["_modules"] = {name: m if m is None else copied(m) for name, m in module._modules.items()}
+        other.__dict__.update(state)
+        return other
+
+    root = copied(net)
+    for module in made.values():
+        for name, x in module.__dict__.items():
+            if isinstance(x, types.MethodType) and id(x.__self__) in made:
+                module.__dict__[name] = types.MethodType(x.__func__, made[id(x.__self__)])
+            elif isinstance(x, list):  # recurrent layers keep their parameters in one more place
+                module.__dict__[name] = [tensors.get(id(item), item) for item in x]
+    return root
+
+
+# --- torch.compile ----------------------------------------------------------------------------------------------
+
+
+class Compiled:
+    """`BY_FUNC` behind `torch.compile`.
+
+    Example:
+        >>> Compiled().is_compiled  # nothing has been called yet
+        False
+    """
+
+    def __init__(self) -> None:
+        self.ways = Ways(*map(CompiledFunction, BY_FUNC))
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether any calls have run compiled code."""
+        return any(isinstance(way, CompiledFunction) and way.is_compiled for way in self.ways)
+
+
+class CompiledFunction:
+    """A function that is compiled at its first call, and again for inputs of another kind.
+
+    Where compiling fails (no C++ compiler, an operation that cannot be compiled) it warns once and runs eagerly. Its
+    backward pass may run twice: buffers are not donated, which torchdiffeq's adjoint would trip over.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function: Callable[..., Any] = function
+        self.run: Callable[..., Any] = function
+        self.tried = self.is_compiled = False
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, compiled where that works."""
+        if not self.tried:
+            self.run, self.tried = torch.compile(self.function, backend=_inductor), True
+            self.is_compiled = True
+        if not self.is_compiled:
+            return self.function(*args)
+        try:
+            with warnings.catch_warnings():
+                # the compiler looks at .grad of everything it sees, and under "error" would stumble over the warning
+                warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
+                return self.run(*args)
+        except Exception as error:
+            result = self.function(*args)  # an error of the function itself comes again here
+            self.is_compiled = False
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"compile: the velocity could not be compiled ({type(error).__name__}: {reason[:200]}); it runs "
+                "uncompiled. Install a C++ compiler, or leave compile=True out",
+                stacklevel=2,
+            )
+            return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        tried = self.tried and not self.is_compiled  # compiled code can be neither pickled nor copied
+        return {"function": self.function, "run": self.function, "tried": tried, "is_compiled": False}
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
+    """PyTorch's default backend, without donated buffers: set here, and not around each call, which costs 50 µs."""
+    from torch._inductor.compile_fx import compile_fx  # it takes seconds to import
+
+    with torch._functorch.config.patch(donated_buffer=False):
+        return compile_fx(graph, inputs)

@@ -1,0 +1,201 @@
+"""One segment as a function of all that its gradient flows to, in each gradient mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parametrize
+
+from ..errors import ArgumentError
+from ..modes import transformed
+from ..potentials.field import VelocityField
+from .discrete import Replay
+from .integrate import Integrator, Step
+from .rhs import Clock, RecordedRightHandSide, RightHandSide, RowClock, clock_of
+from .segments import Segment
+from .state import State
+from .tableau import tableau
+
+
+@dataclass(frozen=True)
+class SegmentSolve:
+    """One segment, its rows in order.
+
+    Attributes:
+        integrator: of the whole solve.
+        segment: what is covered.
+        field: the velocity of the rows.
+        state: what is integrated.
+        y: the rows at the start (R, C).
+        start, end: times at the ends that the potential sees, () or (R,) in float64.
+        samples: the row (B,) of each sample, where rows are sorted and filled up.
+    """
+
+    integrator: Integrator
+    segment: Segment
+    field: VelocityField
+    state: State
+    y: Tensor
+    start: Tensor
+    end: Tensor
+    samples: Tensor | None
+
+    def rhs(self) -> RightHandSide:
+        """The right-hand side."""
+        return RightHandSide(self.field, clock_of(self.start, self.end, self.segment.length, self.y), self.state)
+
+    def run(self) -> Tensor:
+        """States (L, R, C) at the outputs, differentiable in y, the times, and what the field was made from."""
+        solver, tensors = self.integrator.solver, (self.y, self.start, self.end, *self.field.tensors)
+        mode = solver.gradient_mode(log_density="log_density" in self.state.names)
+        recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        if mode == "direct" or not recorded or transformed():
+            return self.integrator(self.rhs(), self.y, self.segment, samples=self.samples)
+        if parametrize._cache_enabled:
+            raise ArgumentError(
+                f"gradient: {mode!r} gives parameters no gradient inside torch.nn.utils.parametrize.cached(); leave "
+                "the block out, or use Solver(…, gradient='direct')"
+            )
+        # what the module is now, also in the backward pass
+        isolated = self.field.with_tensors(tuple(x.detach() for x in self.field.tensors))
+        function = ContinuousAdjoint if mode == "adjoint" else Discrete
+        out: Tensor = function.apply(self, isolated, *tensors)
+        return out
+
+
+class ContinuousAdjoint(torch.autograd.Function):
+    """torchdiffeq's continuous adjoint, of detached copies of what a segment reads.
+
+    It counts a gradient twice where one of its parameters depends on another (a context made by the potential's own
+    layers, say): among detached copies none does. Times enter as shifts of theirs, in the one dtype of the adjoint's
+    state.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, solve: SegmentSolve, isolated: VelocityField, *inputs: Tensor) -> Tensor:
+        ctx.costs = solve.integrator.costs
+        y, start, end, *tensors = (x.detach() for x in inputs)
+        shifts = [x.new_zeros(x.shape, dtype=y.dtype, device=y.device) for x in (start, end)]
+        ctx.copies = [y, *shifts, *tensors]
+        for copy, x in zip(ctx.copies, inputs, strict=True):
+            copy.requires_grad_(x.requires_grad)
+        # its graph is this node's own: hooks of torch.utils.checkpoint have no part in it
+        with torch.enable_grad(), saved_tensors_hooks(_identity, _identity):
+            field = isolated.with_tensors(tuple(tensors))
+            length, moves = solve.segment.length, start.ndim or any(x.requires_grad for x in shifts)
+            clock: Clock
+            if moves:
+                clock = RowClock(start.double() + shifts[0], end.double() + shifts[1], length, y)
+            else:
+                clock = clock_of(start, end, length, y)
+            wanted = [x for x in ctx.copies[1:] if x.requires_grad]
+            ctx.output = solve.integrator(
+                RecordedRightHandSide(field, clock, solve.state), y, solve.segment,
+                samples=solve.samples, adjoint_of=wanted,
+            )  # fmt: skip
+        ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
+        output: Tensor = ctx.output.detach()
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = ctx.saved_tensors
+        ctx.costs.backward_trials = 0
+        wanted = [x for x in ctx.copies if x.requires_grad]
+        with _backward(cotangent):
+            found = torch.autograd.grad(
+                ctx.output, wanted, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+        return (None, None, *_once(_in_place_of(ctx.copies, found), inputs))
+
+
+class Discrete(torch.autograd.Function):
+    """The exact gradient of a discrete solve from its accepted steps, see `Replay`."""
+
+    @staticmethod
+    def forward(ctx: Any, solve: SegmentSolve, isolated: VelocityField, *inputs: Tensor) -> Tensor:
+        ctx.solve, ctx.isolated = solve, isolated
+        steps: list[Step] = []
+        output = solve.integrator(solve.rhs(), solve.y, solve.segment, samples=solve.samples, kept=steps)
+        ctx.steps = steps
+        ctx.save_for_backward(*inputs)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+        solve, inputs = ctx.solve, ctx.saved_tensors
+        copies = [x.detach().requires_grad_(need) for x, need in zip(inputs, ctx.needs_input_grad[2:], strict=True)]
+        _, start, end, *tensors = copies
+        with _backward(cotangent), saved_tensors_hooks(_identity, _identity):
+            with torch.enable_grad():
+                field = ctx.isolated.with_tensors(tuple(tensors))
+                clock = clock_of(start, end, solve.segment.length, cotangent)
+                table = tableau(solve.integrator.solver.method)
+                replay = Replay(field, clock, solve.state, table, ctx.steps)  # type: ignore[arg-type]
+            found = replay(solve.segment.outputs, cotangent)
+            moved = [x for x in (start, end) if x.requires_grad]
+            pairs = [(replay.times, found.times), (clock.rate, found.rate)]
+            along = _gradients(moved, [(x, g) for x, g in pairs if isinstance(x, Tensor) and g is not None])
+        times = _in_place_of([start, end], along)
+        grads = [found.y, *times, *found.tensors]
+        return (
+            None,
+            None,
+            *_once([g if x.requires_grad else None for x, g in zip(copies, grads, strict=True)], inputs),
+        )
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+@contextlib.contextmanager
+def _backward(cotangent: Tensor) -> Iterator[None]:
+    """Autocast off, nothing recorded."""
+    with torch.autocast(cotangent.device.type, enabled=False), torch.no_grad():
+        yield
+
+
+def _gradients(wanted: list[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:
+    """Gradients of the wanted tensors from cotangents of what was made from them."""
+    pairs = [(x, g) for x, g in pairs if x.requires_grad]
+    if not wanted or not pairs:
+        return [torch.zeros_like(x) for x in wanted]
+    outputs, along = zip(*pairs, strict=True)
+    along = tuple(g.view(x.shape) for x, g in pairs)
+    return torch.autograd.grad(outputs, wanted, along, allow_unused=True, materialize_grads=True)
+
+
+def _in_place_of(copies: list[Tensor], found: Iterable[Tensor]) -> list[Tensor | None]:
+    """Gradients of those copies that require one, None for the others."""
+    left = iter(found)
+    return [next(left) if x.requires_grad else None for x in copies]
+
+
+def _once(grads: list[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients; under create_graph=True such that differentiating them is an error, instead of silence."""
+    if not torch.is_grad_enabled():
+        return grads
+    reached = [x for x in inputs if x.requires_grad]
+    return [None if g is None else _NoSecondDerivative.apply(g, *reached) for g in grads]
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The identity, with an error instead of a gradient to what it was made from."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *reached: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+        raise ArgumentError(
+            "gradient: the modes 'adjoint' and 'discrete' have no second derivative; use Solver(…, gradient='direct') "
+            "where a gradient is differentiated again"
+        )

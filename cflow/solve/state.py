@@ -1,0 +1,119 @@
+"""What a solve integrates: z, and beside it what was asked for, one more column each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Rate = float | Tensor  # dt/ds: the time of rows against the solver's clock, a number, () or (R, 1)
+Cotangents = tuple[Tensor | float, Tensor | float, Tensor | float]
+
+
+class Integral(ABC):
+    """One more quantity that is integrated along the path.
+
+    Attributes:
+        needs_divergence: whether its derivative reads ∇·v.
+    """
+
+    needs_divergence = False
+
+    @abstractmethod
+    def derivative(self, v: Tensor, divergence: Tensor | None, rate: Rate) -> Tensor:
+        """Its derivative (R, 1) by the solver's clock, from v (R, D) and ∇·v (R,)."""
+
+    @abstractmethod
+    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor) -> Cotangents:
+        """Cotangents of v (R, D), ∇·v (R,) and the rate (R, 1), from that of the derivative, (R, 1)."""
+
+
+class LogDensity(Integral):
+    """d log q/dt = −∇·v."""
+
+    needs_divergence = True
+
+    def derivative(self, v: Tensor, divergence: Tensor | None, rate: Rate) -> Tensor:
+        return _column(divergence) * -rate
+
+    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor) -> Cotangents:
+        return 0.0, (along * -rate)[:, 0], -_column(divergence) * along
+
+
+class KineticEnergy(Integral):
+    """½‖v‖² |dt|, which grows in either direction of time."""
+
+    def derivative(self, v: Tensor, divergence: Tensor | None, rate: Rate) -> Tensor:
+        speed = v.square().sum(-1, keepdim=True)
+        return 0.5 * speed * _absolute(rate)
+
+    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor) -> Cotangents:
+        sign = torch.as_tensor(rate, device=v.device).sign()
+        return _absolute(rate) * along * v, 0.0, 0.5 * sign * v.square().sum(-1, keepdim=True) * along
+
+
+def _absolute(rate: Rate) -> Tensor | float:
+    return rate.abs() if isinstance(rate, Tensor) else abs(rate)
+
+
+def _column(divergence: Tensor | None) -> Tensor:
+    if divergence is None:
+        raise RuntimeError("no divergence was evaluated; please report this as a bug of cflow")
+    return divergence[:, None]
+
+
+INTEGRALS: dict[str, Integral] = {"log_density": LogDensity(), "kinetic_energy": KineticEnergy()}
+
+
+@dataclass(frozen=True)
+class State:
+    """Rows (R, D + E): z, and a column for each of E integrals.
+
+    Attributes:
+        dim: latent dimensions D.
+        names: the integrals, of `INTEGRALS`.
+    """
+
+    dim: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def integrals(self) -> list[Integral]:
+        """The integrals, in the order of their columns."""
+        return [INTEGRALS[name] for name in self.names]
+
+    @property
+    def needs_divergence(self) -> bool:
+        """Whether any of them does."""
+        return any(integral.needs_divergence for integral in self.integrals)
+
+    def start(self, z: Tensor) -> Tensor:
+        """The state that starts at z (R, D)."""
+        return torch.cat([z, z.new_zeros(len(z), len(self.names))], 1) if self.names else z
+
+    def z(self, y: Tensor) -> Tensor:
+        """z (…, D) of states (…, D + E)."""
+        return y[..., : self.dim] if self.names else y
+
+    def unpack(self, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """z (…, D) and the integrals (…) of states (…, D + E)."""
+        return self.z(y), dict(zip(self.names, y[..., self.dim :].unbind(-1), strict=True))
+
+    def derivative(self, v: Tensor, divergence: Tensor | None, rate: Rate) -> Tensor:
+        """d(state)/ds (R, D + E)."""
+        return torch.cat([v * rate, *(x.derivative(v, divergence, rate) for x in self.integrals)], 1)
+
+    def vjp(
+        self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Cotangents of v (R, D), ∇·v (R,) and the rate (R, 1), from that of the derivative, (R, D + E)."""
+        along_z, columns = along[:, : self.dim], along[:, self.dim :, None].unbind(1)
+        along_v, along_rate = along_z * rate, (v * along_z).sum(-1, keepdim=True)
+        along_divergence: Tensor | float = 0.0
+        for integral, column in zip(self.integrals, columns, strict=True):
+            to_v, to_divergence, to_rate = integral.vjp(v, divergence, rate, column)
+            along_v, along_rate = along_v + to_v, along_rate + to_rate
+            along_divergence = along_divergence + to_divergence
+        return along_v, along_divergence if isinstance(along_divergence, Tensor) else None, along_rate

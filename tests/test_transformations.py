@@ -1,0 +1,119 @@
+"""torch.func and torch.export around flows: ensembles, gradients of samples, Jacobians, exported programs."""
+
+import pytest
+import torch
+from torch import nn
+
+import cflow
+from cflow import PotentialFlow, Solver
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+B, D, K = 4, 3, 2
+RK4 = Solver("rk4", step_size=0.5)
+
+
+class Users(nn.Module):
+    dim, num_flows = D, K
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(D, 5), nn.Linear(5, K)
+
+    def forward(self, z, t):
+        return self.b(torch.tanh(self.a(z) + t[:, None]))
+
+
+POTENTIALS = {
+    "mlp": lambda: cflow.MLPPotential(D, K),
+    "ridge": lambda: cflow.RidgePotential(D, K, hidden=6),
+    "quadratic": lambda: cflow.QuadraticPotential(torch.randn(K, D, D)),
+    "sum": lambda: cflow.RidgePotential(D, K, hidden=6) + cflow.QuadraticPotential(torch.randn(K, D, D)),
+    "user's": Users,
+}
+each_potential = pytest.mark.parametrize("name", POTENTIALS)
+SELECTIONS = {"int": 1, "each": torch.tensor([0, 1, 1, 0]), "weights": torch.tensor([0.4, -1.0], dtype=torch.float64)}
+
+
+@each_potential
+@pytest.mark.parametrize("k", SELECTIONS.values(), ids=SELECTIONS)
+def test_vmap_over_an_ensemble(name, k):
+    flows = [PotentialFlow(POTENTIALS[name](), solver=RK4) for _ in range(3)]
+    parameters, buffers = torch.func.stack_module_state(flows)
+    z = torch.randn(B, D)
+
+    def call(p, b):
+        return torch.func.functional_call(flows[0], (p, b), (z, k, (0.0, 1.0)))
+
+    found = torch.func.vmap(call)(parameters, buffers)
+    torch.testing.assert_close(found, torch.stack([flow(z, k, (0.0, 1.0)) for flow in flows]))
+
+
+@each_potential
+def test_gradients_of_each_sample(name):
+    flow, z, k = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(B, D), torch.tensor([0, 1, 1, 0])
+    parameters = dict(flow.named_parameters())
+
+    def loss(p, z, k):
+        return torch.func.functional_call(flow, p, (z[None], k[None], (0.0, 1.0))).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, z, k)
+    for i in range(B):
+        one = torch.autograd.grad(flow(z[i : i + 1], k[i : i + 1], (0.0, 1.0)).square().sum(), parameters.values())
+        for name_, exact in zip(parameters, one, strict=True):
+            torch.testing.assert_close(found[name_][i], exact)
+
+
+@each_potential
+@pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
+def test_jacobians_of_a_solve(name, jacobian):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(D)
+
+    def end(z):
+        return flow(z[None], 1, (0.0, 1.0))[0]
+
+    found = jacobian(end)(z)
+    torch.testing.assert_close(found, torch.autograd.functional.jacobian(end, z))
+    half = torch.func.vmap(jacobian(end))(torch.stack([z, 2 * z]))
+    torch.testing.assert_close(half[0], found)
+
+
+@each_potential
+def test_log_densities_under_torch_func(name):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(B, D)
+
+    def change(z):
+        return flow.solve(z[None], 0, (0.0, 1.0), log_density=True).log_density_change[-1, 0]
+
+    wanted = flow.solve(z, 0, (0.0, 1.0), log_density=True).log_density_change[-1]
+    torch.testing.assert_close(torch.func.vmap(change)(z), wanted)
+    gradient = torch.func.vmap(torch.func.grad(change))(z)
+    z = z.requires_grad_()
+    exact = torch.autograd.grad(flow.solve(z, 0, (0.0, 1.0), log_density=True).log_density_change[-1].sum(), z)[0]
+    torch.testing.assert_close(gradient, exact)
+
+
+@each_potential
+def test_export(name):
+    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4).eval(), torch.randn(B, D)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, z):
+            return self.flow.trajectory(z, 1, [0.0, 0.7, 2.0])
+
+    with torch.no_grad():
+        program = torch.export.export(Model(), (z,)).module()
+        torch.testing.assert_close(program(2 * z), flow.trajectory(2 * z, 1, [0.0, 0.7, 2.0]))
+
+
+def test_what_cannot_be_transformed_says_so():
+    flow, z = PotentialFlow(cflow.MLPPotential(D, K), solver="dopri5"), torch.randn(B, D)
+    with pytest.raises(cflow.CflowError, match="fixed-step"):
+        torch.func.vmap(lambda z: flow(z[None], 1, (0.0, 1.0)))(z)
+    fixed = PotentialFlow(flow.net, solver=RK4)
+    with pytest.raises(cflow.CflowError, match="times"):
+        torch.func.vmap(lambda t: fixed(z, 1, torch.stack([torch.zeros_like(t), t])))(torch.tensor([1.0, 2.0]))
