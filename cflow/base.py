@@ -6,12 +6,12 @@ Every potential maps z (B, D) and t (scalar or (B,)) to u (B, K), one column a f
 
 from __future__ import annotations
 
-import numbers
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from .checks import positive_int as positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .kernels import Drive, Kernel, SumKernel
 
@@ -263,14 +263,3 @@ def _hutchinson(velocity: Any, z: Tensor, probe: Tensor) -> Derivatives:
     """The Jacobian of v is the Hessian of u, which is symmetric: one vector-Jacobian product gives (∂v/∂z)ε."""
     v, vjp = cast(tuple[Tensor, Any], torch.func.vjp(velocity, z))
     return v, (vjp(probe)[0] * probe).sum(-1)
-
-
-def positive_int(name: str, x: int) -> int:
-    """The argument as an int.
-
-    Raises:
-        ArgumentError: it is no int ≥ 1.
-    """
-    if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < 1:
-        raise ArgumentError(f"{name}: expected an int ≥ 1, got {x!r}")
-    return int(x)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from .base import positive_int
+from .checks import float_images, positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import PotentialFlow
 from .pde import HamiltonJacobi
@@ -47,10 +47,8 @@ class Encoder(nn.Module):
         mean, log_variance = out.chunk(2, -1)
         return Independent(Normal(mean, (0.5 * log_variance).exp(), validate_args=False), 1)
 
-    def _check(self, x: object) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ArgumentTypeError(f"x: expected floating point images in [0, 1], got {got}; use x.float() / 255")
+    def _check(self, images: object) -> Tensor:
+        x = float_images("x", images)
         if x.ndim != 4 or x.shape[1:] != self.image_shape:
             raise ArgumentError(
                 f"x: expected frames of shape {self.image_shape}, got {tuple(x.shape[1:])} behind the batch; encode "

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from ..checks import float_images
 from ..errors import ArgumentError, ArgumentTypeError
 from ..times import as_time_tensor
 
@@ -136,12 +137,10 @@ def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Te
 
 
 def _images(x0: object) -> Tensor:
-    if not isinstance(x0, Tensor) or not x0.is_floating_point():
-        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
-        raise ArgumentTypeError(f"x0: expected floating point images in [0, 1], got {got}; use x0.float() / 255")
-    if x0.ndim != 4:
-        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(x0.shape)}")
-    return x0
+    images = float_images("x0", x0)
+    if images.ndim != 4:
+        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(images.shape)}")
+    return images
 
 
 def _per_image(x0: Tensor, t: Tensor) -> Tensor:

@@ -1,0 +1,34 @@
+"""Checks of arguments that more than one wing makes."""
+
+from __future__ import annotations
+
+import numbers
+
+from torch import Tensor
+
+from .errors import ArgumentError, ArgumentTypeError
+
+
+def positive_int(name: str, x: int) -> int:
+    """The argument as an int.
+
+    Raises:
+        ArgumentError: it is no int ≥ 1.
+    """
+    if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < 1:
+        raise ArgumentError(f"{name}: expected an int ≥ 1, got {x!r}")
+    return int(x)
+
+
+def float_images(name: str, x: object) -> Tensor:
+    """The argument as the tensor of images that it is; any shape.
+
+    Raises:
+        ArgumentTypeError: it is no tensor, or not of floating point.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentTypeError(
+            f"{name}: expected floating point images in [0, 1], got {got}; use {name}.float() / 255"
+        )
+    return x
