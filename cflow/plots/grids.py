@@ -1,44 +1,23 @@
-"""Pictures of what a flow does. matplotlib and Pillow are imported only when a picture is drawn.
-
-Figures are made without pyplot: nothing is kept alive, no window opens and no backend is chosen.
-"""
+"""Pictures of sequences: the true frames beside those a model generates, as a grid and as an animation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
 
-from .errors import ArgumentError
-from .plots2d import density, potential_surface, trajectories, velocity_field
-from .plots_curves import training_curves, work_precision
+from ..errors import ArgumentError
+from .style import BLACK, GENERATED_COLOUR, TRUE_COLOUR, Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = [
-    "density",
-    "potential_surface",
-    "training_curves",
-    "trajectories",
-    "traversal_gif",
-    "traversal_grid",
-    "velocity_field",
-    "work_precision",
-]
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# Okabe and Ito (2008): told apart under the common forms of colour blindness, and in grey.
-ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, BLACK = (
-    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"),
-)
-TRUE_COLOUR, GENERATED_COLOUR = BLUE, VERMILION
+    from PIL.Image import Image as Picture
 
 
 def traversal_grid(
@@ -88,9 +67,7 @@ def traversal_grid(
         raise ArgumentError(f"axes has {len(axes)} entries, expected one a transformation: {count}.")
     for row, ax in enumerate(axes):
         _draw_row(ax, real[row], made[row], names[row], labels)
-    # get_figure(root=True) needs matplotlib 3.10; the axes of a subfigure answer with the subfigure, which saves too.
-    owner: Any = axes[0].get_figure()
-    return owner  # type: ignore[no-any-return]
+    return axes[0].figure.figure  # of axes in a subfigure the whole figure, which alone can be saved
 
 
 def traversal_gif(
@@ -149,8 +126,10 @@ def _frames(images: torch.Tensor | Array, name: str, *ndims: int) -> Array:
     if array.ndim not in ndims or array.shape[-3] not in (1, 3) or 0 in array.shape:
         wanted = "(K, T+1, C, H, W)" + (" or (K, S, T+1, C, H, W)" if 6 in ndims else "")
         raise ArgumentError(f"{name} has shape {tuple(array.shape)}, expected {wanted} with C = 1 or 3.")
-    array = np.moveaxis(np.clip(array, 0.0, 1.0), -3, -1)
-    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+    array = np.clip(array, 0.0, 1.0)
+    if array.shape[-3] == 1:
+        return repeat(array, "... 1 h w -> ... h w c", c=3)
+    return rearrange(array, "... c h w -> ... h w c")
 
 
 def _check_pair(real: Array, made: Array, names: Sequence[str]) -> None:
@@ -201,7 +180,7 @@ def _draw_row(ax: Axes, real: Array, made: Array, name: str, labels: list[str]) 
 _MARGIN = 6
 
 
-def _gif_canvas(shape: tuple[int, ...], names: Sequence[str], scale: int) -> Any:
+def _gif_canvas(shape: tuple[int, ...], names: Sequence[str], scale: int) -> Picture:
     """Return the part that all frames of the animation share: background and labels."""
     from PIL import Image, ImageDraw, ImageFont
 
@@ -218,7 +197,7 @@ def _gif_canvas(shape: tuple[int, ...], names: Sequence[str], scale: int) -> Any
     return canvas
 
 
-def _gif_frame(canvas: Any, real: Array, made: Array, scale: int) -> Any:
+def _gif_frame(canvas: Picture, real: Array, made: Array, scale: int) -> Picture:
     """Return one picture: real and made are (K, S, H, W, 3)."""
     from PIL import Image
 
@@ -226,15 +205,15 @@ def _gif_frame(canvas: Any, real: Array, made: Array, scale: int) -> Any:
     _, examples, height, width, _ = real.shape
     half = examples * width * scale
     for side, images in enumerate((real, made)):
-        for row, strip in enumerate(images):
-            pixels = np.rint(255 * np.concatenate(list(strip), axis=1)).astype(np.uint8)
-            block = Image.fromarray(pixels).resize((half, height * scale), Image.Resampling.NEAREST)
+        strips = rearrange(np.rint(255 * images).astype(np.uint8), "k s h w c -> k h (s w) c")
+        for row, strip in enumerate(strips):
+            block = Image.fromarray(strip).resize((half, height * scale), Image.Resampling.NEAREST)
             top = 22 + row * (height * scale + 22) + 22
             picture.paste(block, (_MARGIN + side * (half + _MARGIN), top))
     return picture
 
 
-def _stack(pictures: Sequence[Any]) -> Any:
+def _stack(pictures: Sequence[Picture]) -> Picture:
     """Return the pictures one under another, to choose a palette that suits all."""
     from PIL import Image
 
