@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from .. import __version__
+from ..checkpoint import find_checkpoint
 from ..errors import ArgumentError, CflowError, did_you_mean
 from . import runs
 from .callbacks import FitProgressBar, RunConfig, checkpoint_callbacks
@@ -165,7 +166,7 @@ class CflowCLI(LightningCLI):
         """Refuse to resume a fit that has nothing left to do: it would end at once, in silence."""
         path = self._get(self.config, "ckpt_path")
         if path and section["max_steps"] >= 0:
-            steps = runs.read_checkpoint(Path(path)).get("global_step", 0)
+            steps = runs.read_fit(Path(path)).get("global_step", 0)
             if steps >= section["max_steps"]:
                 raise ArgumentError(
                     f"--trainer.max_steps={section['max_steps']}: the checkpoint is at step {steps} already; "
@@ -177,10 +178,8 @@ class CflowCLI(LightningCLI):
         if self.run is None:
             return
         run = self.trainer.strategy.broadcast(self.run)
-        files = [run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-        found = [str(f) for f in files if f.is_file()]
-        if found:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=found[0], out_dir=str(run))
+        if found := find_checkpoint(run):
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(found), out_dir=str(run))
 
 
 def is_first_process() -> bool:

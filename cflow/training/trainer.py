@@ -94,7 +94,7 @@ class FlowTrainer(Trainer):
             raise ArgumentError(f"--num_samples={num_samples} must be at least 1.")
         path = Path(ckpt_path)
         with fitting_weights():
-            model.load_state_dict(runs.read_checkpoint(path)["state_dict"])
+            model.load_state_dict(runs.read_fit(path)["state_dict"])
         datamodule.prepare_data()
         datamodule.setup("test")
         folder = results.output_folder(out_dir, path)
