@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -162,7 +163,7 @@ class CflowCLI(LightningCLI):
                 raise
             raise ArgumentError(f"--trainer: {str(error).splitlines()[0]}") from None
 
-    def _check_resume(self, section: Any) -> None:
+    def _check_resume(self, section: Namespace) -> None:
         """Refuse to resume a fit that has nothing left to do: it would end at once, in silence."""
         path = self._get(self.config, "ckpt_path")
         if path and section["max_steps"] >= 0:

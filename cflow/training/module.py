@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from einops import rearrange, repeat
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from .. import metrics, nets
 from ..errors import ArgumentError
+from ..vae import FlowVAE
 from .callbacks import progress
 from .datamodule import SequenceDataModule
 
@@ -149,7 +151,7 @@ class FlowVAEModule(LightningModule):
         """Stop the clock."""
         self._seconds_before, self._start = self.seconds, None
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Set the learning rate."""
         rate = self.lr * learning_rate_factor(progress(self.trainer), self.schedule, self.warmup)
         for optimizer in self.trainer.optimizers:
@@ -186,17 +188,16 @@ class FlowVAEModule(LightningModule):
         )
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
         if self.likelihood_samples and left > 0:
-            order = torch.arange(len(x), device=x.device).reshape(len(names), -1).T.flatten()[:left]
+            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
             value = metrics.log_likelihood(self.vae, x[order], k[order], t, num_samples=self.likelihood_samples)
             self.log("log_likelihood", value.mean(), batch_size=len(order), sync_dist=True)
 
     def _sequences(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return every image of a batch under every transformation: x (K·B, T+1, …), k (K·B,), t (T+1,)."""
-        data = self.data
-        t = data.times.to(batch.device)
-        k = torch.arange(len(data.transformations), device=batch.device).repeat_interleave(len(batch))
-        x0 = batch.repeat(len(data.transformations), *(1 for _ in batch.shape[1:]))
-        return data.sequences(x0, k, t), k, t
+        t, flows = self.data.times.to(batch.device), len(self.data.transformations)
+        k = repeat(torch.arange(flows, device=batch.device), "k -> (k b)", b=len(batch))
+        x0 = repeat(batch, "b c h w -> (k b) c h w", k=flows)
+        return self.data.sequences(x0, k, t), k, t
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
@@ -211,7 +212,7 @@ class FlowVAEModule(LightningModule):
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_images)}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Store the training time."""
         checkpoint["seconds"] = self.seconds
 
@@ -263,7 +264,7 @@ def draw_frames(times: Tensor, batch: int, count: int) -> tuple[Tensor, Tensor |
     return torch.stack(rows), weights.expand(batch, -1)
 
 
-def transformation_errors(vae: Any, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
+def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
     """Return the equivariance error of one transformation and its trivial baselines, batch means.
 
     Arguments:

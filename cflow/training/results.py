@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange, repeat
 
 from ..errors import ArgumentError
 from ..plots import traversal_gif, traversal_grid
@@ -22,13 +23,13 @@ ERROR = "equivariance_error"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
 
 
-def output_folder(out_dir: str | None, checkpoint: Path) -> Path:
-    """Return the folder for results: the one asked for, or that of the checkpoint's run; make it if need be.
+def output_folder(out_dir: str | None, checkpoint: str | Path | None) -> Path:
+    """Return the folder for results: the one asked for, else the run's, else the current one; make it if need be.
 
     Raises:
         ArgumentError: it cannot be made.
     """
-    folder = Path(out_dir) if out_dir else runs.run_folder(checkpoint)
+    folder = Path(out_dir or (runs.run_folder(Path(checkpoint)) if checkpoint else "."))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -95,13 +96,11 @@ def draw(
         raise ArgumentError(f"data: {len(images)} held-out images are too few for {len(names)} transformations.")
     x0 = images[: count * len(names)]
     # Other images in every row: the grid then shows one image a transformation, all different.
-    k = torch.arange(len(names), device=device).repeat_interleave(count)
+    k = repeat(torch.arange(len(names), device=device), "k -> (k s)", s=count)
     t = data.times.to(device)
-    true = data.sequences(x0, k, t)
-    model = model.to(device).eval()  # type: ignore[assignment]
-    generated = model.vae.traverse(data.to_float(x0), k, t).transpose(0, 1)
-    shape = (len(names), count, *true.shape[1:])
-    real, made = true.reshape(shape), generated.reshape(shape)
+    vae = model.to(device).eval().vae
+    real = rearrange(data.sequences(x0, k, t), "(k s) t c h w -> k s t c h w", s=count)
+    made = rearrange(vae.traverse(data.to_float(x0), k, t), "t (k s) c h w -> k s t c h w", s=count)
     figure = traversal_grid(real[:, 0], made[:, 0], names, times=data.times.tolist())
     picture = folder / "traversals.png"
     figure.savefig(picture, dpi=150)
