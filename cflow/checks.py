@@ -20,6 +20,12 @@ def positive_int(name: str, x: int) -> int:
     return int(x)
 
 
+def at_least(name: str, x: float, least: int) -> None:
+    """Raise an ArgumentError for a number below the least one allowed."""
+    if x < least:
+        raise ArgumentError(f"{name}={x!r} must be at least {least}.")
+
+
 def float_images(name: str, x: object) -> Tensor:
     """The argument as the tensor of images that it is; any shape.
 

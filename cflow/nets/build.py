@@ -15,18 +15,7 @@ from ..pde import HamiltonJacobi
 from ..potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
 from ..solvers import GradientMode, Solver
 from ..vae import FlowVAE
-from .networks import (
-    ConvDecoder,
-    Decoder,
-    Encoder,
-    ImageShape,
-    Likelihood,
-    MLPDecoder,
-    MLPEncoder,
-    PaperDecoder,
-    PaperEncoder,
-    checked_shape,
-)
+from . import networks as net
 
 POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
 NETWORKS = ("mlp", "conv", "paper")
@@ -63,14 +52,14 @@ def build_potential(
 def build_vae(
     *,
     network: str = "mlp",
-    image_shape: ImageShape | list[int] = (3, 28, 28),
+    image_shape: net.ImageShape | list[int] = (3, 28, 28),
     latent_dim: int = 32,
     width: int = 512,
     num_flows: int = 3,
     potential: str = "ridge",
     potential_hidden: int = 128,
     time_dependent: bool = True,
-    likelihood: Likelihood = "gaussian",
+    likelihood: net.Likelihood = "gaussian",
     solver: str = "rk4",
     step_size: float | None = 1.0,
     rtol: float = 1e-5,
@@ -106,29 +95,24 @@ def build_vae(
     sizes = {"latent_dim": latent_dim, "width": width, "num_flows": num_flows, "potential_hidden": potential_hidden}
     for name, size in sizes.items():
         positive_int(name, size)
-    encoder, decoder = _networks(network, checked_shape(image_shape), latent_dim, width, likelihood)
+    encoder, decoder = _networks(network, net.checked_shape(image_shape), latent_dim, width, likelihood)
     u = build_potential(potential, latent_dim, num_flows, hidden=potential_hidden, time_dependent=time_dependent)
     settings = Solver(solver, step_size=step_size, rtol=rtol, atol=atol, gradient=gradient)
     pde = HamiltonJacobi(u, MLPPotential(latent_dim, num_flows)) if pde_weight else None
+    flow = PotentialFlow(u, solver=settings, divergence=divergence)
     return FlowVAE(
-        encoder,
-        decoder,
-        PotentialFlow(u, solver=settings, divergence=divergence),
-        pde=pde,
-        kl_weight=kl_weight,
-        path_kl_weight=path_kl_weight,
-        pde_weight=pde_weight,
+        encoder, decoder, flow, pde=pde, kl_weight=kl_weight, path_kl_weight=path_kl_weight, pde_weight=pde_weight
     )
 
 
 def _networks(
-    network: str, shape: ImageShape, latent_dim: int, width: int, likelihood: Likelihood
-) -> tuple[Encoder, Decoder]:
+    network: str, shape: net.ImageShape, latent_dim: int, width: int, likelihood: net.Likelihood
+) -> tuple[net.Encoder, net.Decoder]:
     match network:
         case "mlp":
-            return MLPEncoder(shape, latent_dim, width), MLPDecoder(shape, latent_dim, width, likelihood)
+            return net.MLPEncoder(shape, latent_dim, width), net.MLPDecoder(shape, latent_dim, width, likelihood)
         case "conv":
-            return MLPEncoder(shape, latent_dim, width), ConvDecoder(shape, latent_dim, width, likelihood)
+            return net.MLPEncoder(shape, latent_dim, width), net.ConvDecoder(shape, latent_dim, width, likelihood)
         case "paper":
-            return PaperEncoder(shape, latent_dim), PaperDecoder(shape, latent_dim, likelihood)
+            return net.PaperEncoder(shape, latent_dim), net.PaperDecoder(shape, latent_dim, likelihood)
     raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")

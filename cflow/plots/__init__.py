@@ -9,7 +9,6 @@ from .curves import training_curves, work_precision
 from .grids import traversal_gif, traversal_grid
 from .plane import density, potential_surface, trajectories, velocity_field
 from .style import GENERATED_COLOUR as GENERATED_COLOUR
-from .style import PALETTE as PALETTE
 from .style import TRUE_COLOUR as TRUE_COLOUR
 
 __all__ = [

@@ -180,13 +180,7 @@ def trajectories(
     return _finish(ax, None)
 
 
-def density(
-    distribution: Distribution,
-    *,
-    extent: Extent = 3.0,
-    num: int = 121,
-    ax: Axes | None = None,
-) -> Axes:
+def density(distribution: Distribution, *, extent: Extent = 3.0, num: int = 121, ax: Axes | None = None) -> Axes:
     """Draw the density p(z) of a distribution over the plane, in units of 1 / area.
 
     Arguments:

@@ -38,5 +38,4 @@ def new_axes(ax: Axes | None, projection: str | None = None) -> Axes:
         return ax
     from .figure import ShownFigure
 
-    made: Axes = ShownFigure(figsize=(5.2, 4.4), layout="constrained").add_subplot(projection=projection)
-    return made
+    return ShownFigure(figsize=(5.2, 4.4), layout="constrained").add_subplot(projection=projection)

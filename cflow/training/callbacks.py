@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, Timer, TQDMProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, Timer, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 
@@ -131,16 +131,7 @@ class FitProgressBar(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         """Make the bar of the fit."""
-        return Tqdm(
-            desc="training",
-            total=self.TOTAL,
-            disable=self.is_disabled or not self._terminal,
-            leave=True,
-            dynamic_ncols=True,
-            file=sys.stdout,
-            smoothing=0,
-            bar_format="{desc} {percentage:3.0f}% |{bar:28}| {elapsed} < {remaining}{postfix}",
-        )
+        return self._bar("training", total=self.TOTAL, leave=True)
 
     def init_validation_tqdm(self) -> Tqdm:
         """Show no bar for validations: they are short."""
@@ -148,14 +139,7 @@ class FitProgressBar(TQDMProgressBar):
 
     def init_test_tqdm(self) -> Tqdm:
         """Make the bar of the test, which leaves no line behind."""
-        return Tqdm(
-            desc="testing",
-            disable=self.is_disabled or not self._terminal,
-            leave=False,
-            dynamic_ncols=True,
-            file=sys.stdout,
-            bar_format="{desc} {percentage:3.0f}% |{bar:28}| {elapsed} < {remaining}",
-        )
+        return self._bar("testing", total=None, leave=False)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
@@ -204,6 +188,18 @@ class FitProgressBar(TQDMProgressBar):
         names = {"val/equivariance_error": "validation error"}
         return {names.get(k, k): f"{v:.1f}" if isinstance(v, float) else v for k, v in metrics.items() if k != "v_num"}
 
+    def _bar(self, name: str, total: int | None, leave: bool) -> Tqdm:
+        return Tqdm(
+            desc=name,
+            total=total,
+            disable=self.is_disabled or not self._terminal,
+            leave=leave,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format="{desc} {percentage:3.0f}% |{bar:28}| {elapsed} < {remaining}{postfix}",
+        )
+
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         bar = self.train_progress_bar
         bar.set_description_str(f"step {trainer.global_step}", refresh=False)
@@ -214,8 +210,6 @@ class FitProgressBar(TQDMProgressBar):
 
 def checkpoint_callbacks(folder: Path) -> list[Callback]:
     """Return the callbacks that keep ``best.ckpt`` and ``last.ckpt`` in a folder."""
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
     best = ModelCheckpoint(
         folder,
         filename="best",

@@ -10,11 +10,11 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ..checks import at_least
 from ..data.digits import load_digits
 from ..data.images import Split
 from ..data.mnist import load_mnist
 from ..data.sequences import PAPER, Transformation, make_sequence
-from ..errors import ArgumentError
 
 Batch = TypeVar("Batch")
 
@@ -71,14 +71,10 @@ class SequenceDataModule(LightningDataModule):
             transformations: a dict name → function (x0 (B,C,H,W), t (B,)) → x_t, in Python; the usual ones by default.
         """
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_frames", num_frames, 2),
-            ("val_samples", val_samples, 1),
-            ("test_samples", test_samples, 1),
-        ):
-            if value < least:
-                raise ArgumentError(f"data.{name}={value!r} must be at least {least}.")
+        at_least("data.batch_size", batch_size, 1)
+        at_least("data.num_frames", num_frames, 2)
+        at_least("data.val_samples", val_samples, 1)
+        at_least("data.test_samples", test_samples, 1)
         self.dataset, self.root = dataset, root
         self.batch_size, self.num_frames = batch_size, num_frames
         self.val_samples, self.test_samples = val_samples, test_samples

@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from .. import metrics, nets
+from ..checks import at_least
 from ..errors import ArgumentError
 from ..vae import FlowVAE
 from .callbacks import progress
@@ -76,14 +77,12 @@ class FlowVAEModule(LightningModule):
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
         """
         super().__init__()
-        for name, value, fine, wanted in (
-            ("lr", lr, lr > 0, "positive"),
-            ("warmup", warmup, 0 <= warmup < 1, "in [0, 1)"),
-            ("frames_per_step", frames_per_step, frames_per_step >= 1, "at least 1"),
-            ("likelihood_samples", likelihood_samples, likelihood_samples >= 0, "at least 0"),
-        ):
-            if not fine:
-                raise ArgumentError(f"model.{name}={value!r} must be {wanted}.")
+        if not lr > 0:
+            raise ArgumentError(f"model.lr={lr!r} must be positive.")
+        if not 0 <= warmup < 1:
+            raise ArgumentError(f"model.warmup={warmup!r} must be in [0, 1).")
+        at_least("model.frames_per_step", frames_per_step, 1)
+        at_least("model.likelihood_samples", likelihood_samples, 0)
         self.lr, self.schedule, self.warmup = lr, schedule, warmup
         self.frames_per_step = frames_per_step
         self.likelihood_samples = likelihood_samples

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
+from ..checks import at_least
 from ..errors import ArgumentError
 from . import results, runs
 from .callbacks import LastCheckpoint
@@ -89,8 +90,7 @@ class FlowTrainer(Trainer):
             num_samples: examples side by side in the animation, at least 1.
             out_dir: folder for the pictures; the run's own by default.
         """
-        if num_samples < 1:
-            raise ArgumentError(f"--num_samples={num_samples} must be at least 1.")
+        at_least("--num_samples", num_samples, 1)
         with fitting_weights():
             model.load_state_dict(runs.read_fit(Path(ckpt_path))["state_dict"])
         datamodule.prepare_data()
