@@ -134,16 +134,10 @@ def work_precision(
     ax = new_axes(ax)
     for i, (name, pairs) in enumerate(lines.items()):
         shown = sorted(pair for pair in pairs if all(np.isfinite(pair)) and min(pair) > 0)
-        hidden = len(pairs) - len(shown)
-        ax.plot(
-            [pair[0] for pair in shown],
-            [pair[1] for pair in shown],
-            _dash(i),
-            color=colour(i),
-            marker=MARKERS[i % len(MARKERS)],
-            ms=5,
-            label=name + (f" ({hidden} not shown)" if hidden else ""),
-        )
+        costs, errors = ([pair[part] for pair in shown] for part in (0, 1))
+        hidden, marker = len(pairs) - len(shown), MARKERS[i % len(MARKERS)]
+        label = f"{name} ({hidden} not shown)" if hidden else name
+        ax.plot(costs, errors, _dash(i), color=colour(i), marker=marker, ms=5, label=label)
     ax.set(xscale="log", yscale="log", xlabel=xlabel or LABELS.get(x, x), ylabel=ylabel or LABELS.get(y, y))
     ax.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels would run into each other
     ax.grid(alpha=0.3, which="major")

@@ -120,13 +120,8 @@ def velocity_field(
     with torch.no_grad():
         v = flow.velocity(z, k, t)
     ax = new_axes(ax)
-    arrows = ax.quiver(
-        *(to_array(part) for part in (z[:, 0], z[:, 1], v[:, 0], v[:, 1], v.norm(dim=1))),
-        cmap=COLOUR_MAP,
-        angles="xy",
-        pivot="mid",
-        width=0.005,
-    )
+    drawn = (to_array(part) for part in (z[:, 0], z[:, 1], v[:, 0], v[:, 1], v.norm(dim=1)))
+    arrows = ax.quiver(*drawn, cmap=COLOUR_MAP, angles="xy", pivot="mid", width=0.005)
     _colour_bar(ax, arrows, "speed")
     return _finish(ax, extent)
 

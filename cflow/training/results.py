@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 ERROR = "equivariance_error"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
+BELOW_THE_TABLE = {
+    "reconstruction_l1": "reconstruction L1 {:.1f}",
+    "elbo": "ELBO {:.1f}",
+    "log_likelihood": "log-likelihood {:.1f}",
+    "samples": "samples {:.0f}",
+    "seconds": "training seconds {:.0f}",
+}
 
 
 def output_folder(out_dir: str | None, checkpoint: str | Path | None) -> Path:
@@ -59,27 +66,15 @@ def table(metrics: Mapping[str, float]) -> str:
     rows = [["equivariance error", "model", *baselines.values(), "best trivial / model"]]
     for name in names:
         error = metrics[f"{ERROR}/{name}"]
-        others = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
-        ratio = min(others, default=math.nan) / error if error else math.inf
-        rows.append([name.replace("_", " "), f"{error:.1f}", *(f"{o:.1f}" for o in others), f"{ratio:.2f}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        trivial = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
+        ratio = min(trivial, default=math.nan) / error if error else math.inf
+        rows.append([name.replace("_", " "), f"{error:.1f}", *(f"{o:.1f}" for o in trivial), f"{ratio:.2f}"])
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for name, *cells in rows
     ]
-    rest = [
-        f"{label} {metrics[key]:{form}}"
-        for key, label, form in (
-            ("reconstruction_l1", "reconstruction L1", ".1f"),
-            ("elbo", "ELBO", ".1f"),
-            ("log_likelihood", "log-likelihood", ".1f"),
-            ("samples", "samples", ".0f"),
-            ("seconds", "training seconds", ".0f"),
-        )
-        if key in metrics
-    ]
+    rest = [text.format(metrics[key]) for key, text in BELOW_THE_TABLE.items() if key in metrics]
     return "\n".join([*lines, "", " · ".join(rest)])
 
 
@@ -89,8 +84,7 @@ def draw(
 ) -> list[Path]:
     """Write traversals.png and traversals.gif of held-out images and return their paths."""
     names = list(data.transformations)
-    wanted = num_samples * len(names)
-    images = data.examples(wanted, device)
+    images = data.examples(num_samples * len(names), device)
     count = len(images) // len(names)
     if count == 0:
         raise ArgumentError(f"data: {len(images)} held-out images are too few for {len(names)} transformations.")
