@@ -12,13 +12,13 @@ from functools import partial
 
 import torch
 import torchdiffeq
-from cflow.kernels import velocity
 from common import Call, Timing, held_bytes, interleave, print_table, threads
 from original import OriginalField, check_same_velocity, relative_difference
 from problems import HORIZON, TOLERANCE, Problem, Size, can_compile, modes, solver
 
 import cflow
 from cflow.fields import Rows, rademacher_like
+from cflow.kernels import velocity
 
 SIZES = (Size(16, 3), Size(64, 3), Size(64, 8), Size(324, 3))
 MAIN = Size(64, 3)

@@ -7,13 +7,15 @@ import pickle
 import zipfile
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from .errors import ArgumentError, ArgumentTypeError, DataError
 from .nets import build_vae
 from .vae import FlowVAE
+
+Kind = Literal["best", "last"]
 
 PREFIX = "vae."
 
@@ -37,7 +39,12 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentTypeError(f"path: expected the path of a run or a checkpoint, got {type(path).__name__}")
-    file = find_checkpoint(Path(path))
+    given = Path(path)
+    file = find_checkpoint(given) if given.is_dir() else given
+    if file is None:
+        raise ArgumentError(f"path: the folder {str(given)!r} holds no checkpoints/best.ckpt or last.ckpt")
+    if not file.is_file():
+        raise ArgumentError(f"path: there is no file or folder {str(given)!r}")
     content = read_checkpoint(file)
     try:
         config = content["hyper_parameters"]["model_config"]
@@ -54,21 +61,24 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     return vae.eval()
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint file that a path means: itself, or the best (else the last) one of a run's folder."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise ArgumentError(f"path: there is no file or folder {str(path)!r}")
-    for folder in (path / "checkpoints", path):
-        for name in ("best.ckpt", "last.ckpt"):
-            if (folder / name).is_file():
-                return folder / name
-    raise ArgumentError(f"path: the folder {str(path)!r} holds no checkpoints/best.ckpt or last.ckpt")
+def find_checkpoint(run: Path, prefer: Kind = "best") -> Path | None:
+    """The checkpoint file in a run's folder, or in its folder of checkpoints; None where there is none.
+
+    Arguments:
+        run: the folder.
+        prefer: the file to take; the other one where it is missing.
+    """
+    kinds: tuple[Kind, Kind] = ("best", "last") if prefer == "best" else ("last", "best")
+    files = (folder / f"{kind}.ckpt" for folder in (run / "checkpoints", run) for kind in kinds)
+    return next((file for file in files if file.is_file()), None)
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
+def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:
     """The content of a checkpoint file: tensors and plain values only, checksums verified.
+
+    Arguments:
+        file: the file.
+        name: of the argument that names it, for errors.
 
     Raises:
         DataError: the file is unreadable, damaged or of another format.
@@ -78,17 +88,17 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         with zipfile.ZipFile(file) as archive:
             broken = archive.testzip()
     except Exception as error:
-        raise DataError(f"path: {str(file)!r} cannot be read as a checkpoint ({_line(error)})") from None
+        raise DataError(f"{name}: {str(file)!r} cannot be read as a checkpoint ({_line(error)})") from None
     if broken:
-        raise DataError(f"path: {str(file)!r} is damaged (checksum of {broken}); use another checkpoint")
+        raise DataError(f"{name}: {str(file)!r} is damaged (checksum of {broken}); use another checkpoint")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise DataError(f"path: {str(file)!r} holds more than tensors and plain values: {_line(error)}") from None
+        raise DataError(f"{name}: {str(file)!r} holds more than tensors and plain values: {_line(error)}") from None
     except Exception as error:
-        raise DataError(f"path: {str(file)!r} is no checkpoint of PyTorch ({_line(error)})") from None
+        raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch ({_line(error)})") from None
     if not isinstance(content, dict):
-        raise DataError(f"path: {str(file)!r} is no checkpoint of cflow")
+        raise DataError(f"{name}: {str(file)!r} is no checkpoint of cflow")
     return content
 
 

@@ -1,10 +1,12 @@
-"""Argument checks that are used in more than one place."""
+"""Checks of arguments that more than one wing makes."""
 
 from __future__ import annotations
 
 import numbers
 
-from .errors import ArgumentError
+from torch import Tensor
+
+from .errors import ArgumentError, ArgumentTypeError
 
 
 def positive_int(name: str, x: int) -> int:
@@ -12,11 +14,27 @@ def positive_int(name: str, x: int) -> int:
 
     Raises:
         ArgumentError: it is no int ≥ 1.
-
-    Example:
-        >>> positive_int("hidden", 3)
-        3
     """
     if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < 1:
         raise ArgumentError(f"{name}: expected an int ≥ 1, got {x!r}")
     return int(x)
+
+
+def at_least(name: str, x: float, least: int) -> None:
+    """Raise an ArgumentError for a number below the least one allowed."""
+    if x < least:
+        raise ArgumentError(f"{name}={x!r} must be at least {least}.")
+
+
+def float_images(name: str, x: object) -> Tensor:
+    """The argument as the tensor of images that it is; any shape.
+
+    Raises:
+        ArgumentTypeError: it is no tensor, or not of floating point.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ArgumentTypeError(
+            f"{name}: expected floating point images in [0, 1], got {got}; use {name}.float() / 255"
+        )
+    return x

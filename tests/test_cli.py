@@ -139,9 +139,10 @@ def test_an_explicit_argument_wins_over_the_checkpoint(there, tmp_path) -> None:
     assert "equivariance_error_per_frame/hue/3" not in metrics
 
 
-def test_a_checkpoints_configuration_is_the_default(there, capsys) -> None:
+@pytest.mark.parametrize("path", ["last", "runs/digits/version_0", "runs/digits/version_0/checkpoints"])
+def test_a_checkpoints_configuration_is_the_default(there, capsys, path) -> None:
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["test", "--ckpt_path", "last", "--model.lr", "0.5", "--print_config"])
+        cli.main(["test", "--ckpt_path", path, "--model.lr", "0.5", "--print_config"])
     config = yaml.safe_load(capsys.readouterr().out)
     assert config["model"]["width"] == 16
     assert config["model"]["lr"] == 0.5

@@ -46,6 +46,15 @@ def test_grid_draws_into_given_axes_and_grey_images() -> None:
     assert len(axes[1].images) == 9
 
 
+def test_the_grid_of_axes_in_a_subfigure_is_the_figure_that_can_be_saved(tmp_path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.subfigures(1, 2)[1].subplots(2, 1)
+    plots.traversal_grid(frames(), frames(), NAMES, axes=list(axes)).savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
 def test_grid_uses_no_pyplot_state() -> None:
     import matplotlib.pyplot as plt
 

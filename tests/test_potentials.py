@@ -66,8 +66,8 @@ def test_derivatives_have_gradients(name):
     z, w, t = torch.randn(3, 2), torch.randn(3, 2), torch.rand(3)
 
     def function(z, w, t, *values):
-        for p, value in zip(params.values(), values, strict=True):
-            p.data = value.data
+        for p, x in zip(params.values(), values, strict=True):
+            p.data = x.data
         module = torch.nn.Module()
         module.net = net
         module.forward = lambda: torch.cat([x.flatten() for x in derivatives(net, z, w, t)])

@@ -10,6 +10,7 @@ import cflow
 
 pl = pytest.importorskip("pytorch_lightning")
 
+from cflow.training import results  # noqa: E402
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
 from cflow.training.module import FlowVAEModule, draw_frames, learning_rate_factor  # noqa: E402
 from cflow.training.threads import FasterThreads  # noqa: E402
@@ -165,6 +166,18 @@ def test_data_refuses_impossible_numbers(settings, message) -> None:
 def test_module_refuses_impossible_numbers(settings, message) -> None:
     with pytest.raises(cflow.ArgumentError, match=message):
         FlowVAEModule(**SMALL, **settings)
+
+
+def test_results_go_where_asked_else_into_the_run_else_here(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "version_0"
+    for out_dir, checkpoint, wanted in (
+        ("mine", run / "checkpoints" / "last.ckpt", tmp_path / "mine"),
+        (None, str(run / "checkpoints" / "last.ckpt"), run),
+        (None, None, tmp_path),
+    ):
+        assert results.output_folder(out_dir, checkpoint).resolve() == wanted
+        assert wanted.is_dir()
 
 
 @pytest.fixture

@@ -256,18 +256,24 @@ def test_first_calls_that_fail_name_the_signature(net):
         PotentialFlow(net, solver=rk4())(torch.randn(B, D), 0, (0.0, 1.0))
 
 
-def test_weights_that_are_not_finite_are_an_error_everywhere():
-    flow, z = PotentialFlow(cflow.MLPPotential(D, K), solver=rk4()), torch.randn(B, D)
-    for bad in (torch.tensor([1.0, torch.nan]), torch.full((B, K), torch.inf)):
-        prior = cflow.DiffusionPrior(D, K)
-        calls = [
-            lambda: flow.velocity(z, bad, 0.0), lambda: flow.divergence(z, bad, 0.0),
-            lambda: flow(z, bad, (0.0, 1.0)), lambda: flow(z, bad, (1.0, 1.0)), lambda: prior(bad, 1.0),
-            lambda: flow(z, cflow.Schedule([0.0, 1.0], [bad]), (0.0, 1.0)),
-        ]  # fmt: skip
-        for call in calls:
-            with pytest.raises(cflow.ArgumentError, match="expected finite weights"):
-                call()
+@pytest.mark.parametrize("bad", [torch.tensor([1.0, torch.nan]), torch.full((B, K), torch.inf)], ids=["nan", "inf"])
+def test_weights_that_are_not_finite_are_an_error_everywhere(bad):
+    flow, z, prior = (
+        PotentialFlow(cflow.MLPPotential(D, K), solver=rk4()),
+        torch.randn(B, D),
+        cflow.DiffusionPrior(D, K),
+    )
+    calls = [
+        lambda: flow.velocity(z, bad, 0.0),
+        lambda: flow.divergence(z, bad, 0.0),
+        lambda: flow(z, bad, (0.0, 1.0)),
+        lambda: flow(z, bad, (1.0, 1.0)),
+        lambda: prior(bad, 1.0),
+        lambda: flow(z, cflow.Schedule([0.0, 1.0], [bad]), (0.0, 1.0)),
+    ]
+    for call in calls:
+        with pytest.raises(cflow.ArgumentError, match="expected finite weights"):
+            call()
     huge = torch.tensor([1e308, 1e308])  # their sum overflows
     assert flow.velocity(z, huge, 0.0).shape == (B, D)
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from ..errors import ArgumentError, DataError
+from ..errors import DataError
+from .images import Split, check_split, red
 
-Split = Literal["train", "val", "test"]
 SIZES = {"train": 1257, "val": 180, "test": 360}
 
 
@@ -30,8 +28,7 @@ def load_digits(split: Split, root: object = None) -> Tensor:
         >>> load_digits("test").shape
         torch.Size([360, 3, 28, 28])
     """
-    if split not in SIZES:
-        raise ArgumentError(f"split: expected one of {', '.join(SIZES)}, got {split!r}")
+    check_split(split)
     try:
         from sklearn import datasets
         from sklearn.model_selection import train_test_split
@@ -46,8 +43,3 @@ def load_digits(split: Split, root: object = None) -> Tensor:
     grey = torch.from_numpy(bunch.images[chosen]).float()[:, None] * (255 / 16)
     grey = interpolate(grey, size=(20, 20), mode="bilinear", align_corners=False)
     return red(pad(grey, (4, 4, 4, 4)).round().to(torch.uint8))
-
-
-def red(grey: Tensor) -> Tensor:
-    """Grey images (N, 1, H, W) in the red channel of RGB ones (N, 3, H, W)."""
-    return torch.cat([grey, torch.zeros_like(grey), torch.zeros_like(grey)], 1)

@@ -6,15 +6,13 @@ import contextlib
 import os
 from pathlib import Path
 from textwrap import shorten
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, DataError
-from .digits import red
+from ..errors import ArgumentTypeError, DataError
+from .images import Split, check_split, red
 
-Split = Literal["train", "val", "test"]
 VAL = 5000
 FILES = [f"{name}-ubyte" for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
 
@@ -32,8 +30,7 @@ def load_mnist(split: Split, root: str | os.PathLike[str] = "data") -> Tensor:
         ArgumentError, ArgumentTypeError: another split; a root that is no path.
         DataError: the files are absent and cannot be downloaded, or are damaged, or torchvision is not installed.
     """
-    if split not in ("train", "val", "test"):
-        raise ArgumentError(f"split: expected train, val or test, got {split!r}")
+    check_split(split)
     if not isinstance(root, (str, os.PathLike)):
         raise ArgumentTypeError(f"data.root: expected the path of a folder, got {type(root).__name__}")
     try:

@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from ..checks import float_images
 from ..errors import ArgumentError, ArgumentTypeError
 from ..times import as_time_tensor
 
@@ -28,7 +30,7 @@ def scaling(x0: Tensor, t: Tensor) -> Tensor:
     """
     zoom = 1 / (1 + 0.1 * _per_image(x0, t))
     zero = torch.zeros_like(zoom)
-    return _warp(x0, torch.stack([zoom, zero, zero, zero, zoom, zero], -1))
+    return _warp(x0, [zoom, zero, zero, zero, zoom, zero])
 
 
 def rotation(x0: Tensor, t: Tensor) -> Tensor:
@@ -36,7 +38,7 @@ def rotation(x0: Tensor, t: Tensor) -> Tensor:
     angle = _per_image(x0, t) * (10 * math.pi / 180)
     height, width = x0.shape[-2:]
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    return _warp(x0, torch.stack([cos, -sin * height / width, zero, sin * width / height, cos, zero], -1))
+    return _warp(x0, [cos, -sin * height / width, zero, sin * width / height, cos, zero])
 
 
 def hue(x0: Tensor, t: Tensor) -> Tensor:
@@ -46,7 +48,7 @@ def hue(x0: Tensor, t: Tensor) -> Tensor:
         ArgumentError: not three channels.
 
     Example:
-        >>> red = torch.tensor([1.0, 0.0, 0.0]).view(1, 3, 1, 1)
+        >>> red = torch.tensor([1.0, 0.0, 0.0])[None, :, None, None]
         >>> hue(red, torch.tensor([6.0])).flatten().tolist()  # 120 degrees: green
         [0.0, 1.0, 0.0]
     """
@@ -63,7 +65,8 @@ def hue(x0: Tensor, t: Tensor) -> Tensor:
     )
     sextant = sextant + turn[:, None, None]
     # each channel is value − chroma · clamp(min(n, 4 − n), 0, 1), with n = (offset + hue/60°) mod 6
-    n = (torch.tensor([5.0, 3.0, 1.0]).to(x0).view(3, 1, 1) + sextant[:, None]) % 6
+    offsets = rearrange(torch.tensor([5.0, 3.0, 1.0]).to(x0), "c -> c 1 1")
+    n = (offsets + sextant[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(n, 4 - n).clamp(0, 1)
 
 
@@ -99,19 +102,19 @@ def make_sequence(
     k, t = _check(x0, k, t, len(named))
     batch = len(x0)
     times = t.to(x0.device, x0.dtype)
-    times = (times[:, None].expand(-1, batch) if t.ndim == 1 else times).mT  # (B, T+1)
+    times = repeat(times, "t -> b t", b=batch) if t.ndim == 1 else rearrange(times, "t b -> b t")
     frames = times.shape[1]
     out = x0.new_empty(batch, frames, *x0.shape[1:])
     for i, (name, function) in enumerate(named.items()):
         rows = (k == i).nonzero()[:, 0]
         if len(rows):
-            still = x0[rows].repeat_interleave(frames, 0)
+            still = repeat(x0[rows], "b c h w -> (b t) c h w", t=frames)
             with torch.autocast(x0.device.type, enabled=False):  # half precision would move the pixels
-                made = function(still, times[rows].flatten())
+                made = function(still, rearrange(times[rows], "b t -> (b t)"))
             if not isinstance(made, Tensor) or made.shape != still.shape:
                 got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
                 raise ArgumentError(f"transformations[{name!r}]: expected images {tuple(still.shape)}, got {got}")
-            out[rows] = made.view(len(rows), frames, *x0.shape[1:]).to(out.dtype)
+            out[rows] = rearrange(made, "(b t) c h w -> b t c h w", t=frames).to(out.dtype)
     return out
 
 
@@ -136,12 +139,10 @@ def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Te
 
 
 def _images(x0: object) -> Tensor:
-    if not isinstance(x0, Tensor) or not x0.is_floating_point():
-        got = x0.dtype if isinstance(x0, Tensor) else type(x0).__name__
-        raise ArgumentTypeError(f"x0: expected floating point images in [0, 1], got {got}; use x0.float() / 255")
-    if x0.ndim != 4:
-        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(x0.shape)}")
-    return x0
+    images = float_images("x0", x0)
+    if images.ndim != 4:
+        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(images.shape)}")
+    return images
 
 
 def _per_image(x0: Tensor, t: Tensor) -> Tensor:
@@ -153,8 +154,8 @@ def _per_image(x0: Tensor, t: Tensor) -> Tensor:
     return t.to(x0).expand(batch)
 
 
-def _warp(x: Tensor, theta: Tensor) -> Tensor:
-    """Sample images at affinely mapped positions: bilinear, zeros outside. theta (B, 6).
+def _warp(x: Tensor, theta: list[Tensor]) -> Tensor:
+    """Sample images at affinely mapped positions: bilinear, zeros outside. theta: entries (B,) of 2×3 matrices.
 
     Positions need more than half precision, which autocast would give them: 1/256 of the width is 1/9 of a pixel.
     """
@@ -162,5 +163,6 @@ def _warp(x: Tensor, theta: Tensor) -> Tensor:
         return x
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        grid = affine_grid(theta.view(-1, 2, 3).to(dtype), list(x.shape), align_corners=False)
+        matrix = rearrange(theta, "(i j) b -> b i j", i=2).to(dtype)
+        grid = affine_grid(matrix, list(x.shape), align_corners=False)
         return grid_sample(x.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)

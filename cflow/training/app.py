@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -18,6 +19,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from .. import __version__
+from ..checkpoint import find_checkpoint
 from ..errors import ArgumentError, CflowError, did_you_mean
 from . import runs
 from .callbacks import FitProgressBar, RunConfig, checkpoint_callbacks
@@ -161,11 +163,11 @@ class CflowCLI(LightningCLI):
                 raise
             raise ArgumentError(f"--trainer: {str(error).splitlines()[0]}") from None
 
-    def _check_resume(self, section: Any) -> None:
+    def _check_resume(self, section: Namespace) -> None:
         """Refuse to resume a fit that has nothing left to do: it would end at once, in silence."""
         path = self._get(self.config, "ckpt_path")
         if path and section["max_steps"] >= 0:
-            steps = runs.read_checkpoint(Path(path)).get("global_step", 0)
+            steps = runs.read_fit(Path(path)).get("global_step", 0)
             if steps >= section["max_steps"]:
                 raise ArgumentError(
                     f"--trainer.max_steps={section['max_steps']}: the checkpoint is at step {steps} already; "
@@ -177,10 +179,8 @@ class CflowCLI(LightningCLI):
         if self.run is None:
             return
         run = self.trainer.strategy.broadcast(self.run)
-        files = [run / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-        found = [str(f) for f in files if f.is_file()]
-        if found:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=found[0], out_dir=str(run))
+        if found := find_checkpoint(run):
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(found), out_dir=str(run))
 
 
 def is_first_process() -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint, Timer, TQDMProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint, Timer, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
-from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 
 from .runs import CONFIG_KEY
 
@@ -59,7 +59,7 @@ class LastCheckpoint(Checkpoint):
         self._started = True
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Stop at the last step, by Lightning's public flag, to get a final validation."""
         epochs = trainer.max_epochs
@@ -95,11 +95,11 @@ class LastCheckpoint(Checkpoint):
 class RunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run, and the same configuration into every checkpoint."""
 
-    def __init__(self, *args: Any, folder: Path | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **(kwargs | {"save_to_log_dir": False}))
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path | None = None) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.folder = folder
 
-    def _stored(self) -> dict[str, Any]:
+    def _stored(self) -> dict[str, object]:
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
         return {key: config[key] for key in STORED_SECTIONS if key in config}
 
@@ -109,7 +109,7 @@ class RunConfig(SaveConfigCallback):
             text = yaml.safe_dump(self._stored(), sort_keys=False, allow_unicode=True)
             (self.folder / self.config_filename).write_text(text, encoding="utf-8")
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         """Store the configuration: `test`, `traverse` and a resumed fit take their defaults from it."""
         checkpoint[CONFIG_KEY] = self._stored()
 
@@ -131,16 +131,7 @@ class FitProgressBar(TQDMProgressBar):
 
     def init_train_tqdm(self) -> Tqdm:
         """Make the bar of the fit."""
-        return Tqdm(
-            desc="training",
-            total=self.TOTAL,
-            disable=self.is_disabled or not self._terminal,
-            leave=True,
-            dynamic_ncols=True,
-            file=sys.stdout,
-            smoothing=0,
-            bar_format="{desc} {percentage:3.0f}% |{bar:28}| {elapsed} < {remaining}{postfix}",
-        )
+        return self._bar("training", total=self.TOTAL, leave=True)
 
     def init_validation_tqdm(self) -> Tqdm:
         """Show no bar for validations: they are short."""
@@ -148,18 +139,13 @@ class FitProgressBar(TQDMProgressBar):
 
     def init_test_tqdm(self) -> Tqdm:
         """Make the bar of the test, which leaves no line behind."""
-        return Tqdm(
-            desc="testing",
-            disable=self.is_disabled or not self._terminal,
-            leave=False,
-            dynamic_ncols=True,
-            file=sys.stdout,
-            bar_format="{desc} {percentage:3.0f}% |{bar:28}| {elapsed} < {remaining}",
-        )
+        return self._bar("testing", total=None, leave=False)
 
-    def on_test_batch_start(self, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """Set the bar's length and keep its description."""
-        if self.has_dataloader_changed(kwargs.get("dataloader_idx", 0)):
+        if self.has_dataloader_changed(dataloader_idx):
             self.test_progress_bar.reset(total=self.total_test_batches_current_dataloader)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -167,14 +153,14 @@ class FitProgressBar(TQDMProgressBar):
         super().on_train_start(trainer, pl_module)
         self._start = time.monotonic()
 
-    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, *_: object) -> None:
         """Go on with the same bar."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the same bar."""
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Move the bar, at most four times a second."""
         now = time.monotonic()
@@ -202,6 +188,18 @@ class FitProgressBar(TQDMProgressBar):
         names = {"val/equivariance_error": "validation error"}
         return {names.get(k, k): f"{v:.1f}" if isinstance(v, float) else v for k, v in metrics.items() if k != "v_num"}
 
+    def _bar(self, name: str, total: int | None, leave: bool) -> Tqdm:
+        return Tqdm(
+            desc=name,
+            total=total,
+            disable=self.is_disabled or not self._terminal,
+            leave=leave,
+            dynamic_ncols=True,
+            file=sys.stdout,
+            smoothing=0,
+            bar_format="{desc} {percentage:3.0f}% |{bar:28}| {elapsed} < {remaining}{postfix}",
+        )
+
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         bar = self.train_progress_bar
         bar.set_description_str(f"step {trainer.global_step}", refresh=False)
@@ -212,8 +210,6 @@ class FitProgressBar(TQDMProgressBar):
 
 def checkpoint_callbacks(folder: Path) -> list[Callback]:
     """Return the callbacks that keep ``best.ckpt`` and ``last.ckpt`` in a folder."""
-    from pytorch_lightning.callbacks import ModelCheckpoint
-
     best = ModelCheckpoint(
         folder,
         filename="best",

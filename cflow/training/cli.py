@@ -148,8 +148,8 @@ def _checkpoint(command: str, value: str, rest: list[str], configs: list[Path]) 
 
     root = Path(_last_value(rest, "--trainer.default_root_dir") or runs.DEFAULT_ROOT)
     name = _last_value(rest, "--run_name") or (configs[-1].stem if configs else None)
-    file = runs.find_checkpoint(value, root, name, prefer="last" if command == "fit" else "best")
-    return file, dict(runs.read_checkpoint(file)[runs.CONFIG_KEY])
+    file = runs.named_checkpoint(value, root, name, prefer="last" if command == "fit" else "best")
+    return file, dict(runs.read_fit(file)[runs.CONFIG_KEY])
 
 
 def _split_equals(args: Sequence[str]) -> list[str]:

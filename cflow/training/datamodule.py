@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data import sequences as seq
+from ..checks import at_least
 from ..data.digits import load_digits
+from ..data.images import Split
 from ..data.mnist import load_mnist
-from ..data.sequences import Transformation
-from ..errors import ArgumentError
+from ..data.sequences import PAPER, Transformation, make_sequence
+
+Batch = TypeVar("Batch")
 
 LOADERS: dict[str, Callable[..., Tensor]] = {"digits": load_digits, "mnist": load_mnist}
 
@@ -36,7 +38,7 @@ class Images(Dataset[Tensor]):
         return self.images[torch.tensor(indices)]
 
 
-def _whole(batch: Any) -> Any:
+def _whole(batch: Batch) -> Batch:
     """Pass a batch on that is a tensor already."""
     return batch
 
@@ -55,7 +57,7 @@ class SequenceDataModule(LightningDataModule):
         num_frames: int = 9,
         val_samples: int = 500,
         test_samples: int = 2000,
-        transformations: Any = None,
+        transformations: Any = None,  # its type in full would fill the command's help with classes of tensors
     ) -> None:
         """Name the data; nothing is read yet.
 
@@ -69,19 +71,15 @@ class SequenceDataModule(LightningDataModule):
             transformations: a dict name → function (x0 (B,C,H,W), t (B,)) → x_t, in Python; the usual ones by default.
         """
         super().__init__()
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("num_frames", num_frames, 2),
-            ("val_samples", val_samples, 1),
-            ("test_samples", test_samples, 1),
-        ):
-            if value < least:
-                raise ArgumentError(f"data.{name}={value!r} must be at least {least}.")
+        at_least("data.batch_size", batch_size, 1)
+        at_least("data.num_frames", num_frames, 2)
+        at_least("data.val_samples", val_samples, 1)
+        at_least("data.test_samples", test_samples, 1)
         self.dataset, self.root = dataset, root
         self.batch_size, self.num_frames = batch_size, num_frames
         self.val_samples, self.test_samples = val_samples, test_samples
-        self.transformations: Mapping[str, Transformation] = dict(transformations or seq.PAPER)
-        self._images: dict[str, Tensor] = {}
+        self.transformations: Mapping[str, Transformation] = dict(transformations or PAPER)
+        self._images: dict[Split, Tensor] = {}
 
     @property
     def times(self) -> Tensor:
@@ -99,7 +97,8 @@ class SequenceDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the images of the stage into memory."""
-        for split in {"fit": ("train", "val"), "validate": ("val",)}.get(stage, ("test",)):
+        stages: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
+        for split in stages.get(stage, ("test",)):
             self._split(split)
 
     def train_dataloader(self) -> DataLoader[Tensor]:
@@ -131,7 +130,7 @@ class SequenceDataModule(LightningDataModule):
         Returns:
             Frames (B, T+1, C, H, W) in [0, 1], float32.
         """
-        return seq.make_sequence(self.to_float(x0), k, t, self.transformations)
+        return make_sequence(self.to_float(x0), k, t, self.transformations)
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
@@ -141,7 +140,7 @@ class SequenceDataModule(LightningDataModule):
     def _loader(self, images: Tensor, *, shuffle: bool) -> DataLoader[Tensor]:
         return DataLoader(Images(images), self.batch_size, shuffle=shuffle, collate_fn=_whole)
 
-    def _split(self, split: str) -> Tensor:
+    def _split(self, split: Split) -> Tensor:
         if split not in self._images:
             self._images[split] = LOADERS[self.dataset](split, root=self.root)
         return self._images[split]

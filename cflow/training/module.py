@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from einops import rearrange, repeat
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from .. import metrics, nets
+from ..checks import at_least
 from ..errors import ArgumentError
+from ..vae import FlowVAE
 from .callbacks import progress
 from .datamodule import SequenceDataModule
 
@@ -74,14 +77,12 @@ class FlowVAEModule(LightningModule):
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
         """
         super().__init__()
-        for name, value, fine, wanted in (
-            ("lr", lr, lr > 0, "positive"),
-            ("warmup", warmup, 0 <= warmup < 1, "in [0, 1)"),
-            ("frames_per_step", frames_per_step, frames_per_step >= 1, "at least 1"),
-            ("likelihood_samples", likelihood_samples, likelihood_samples >= 0, "at least 0"),
-        ):
-            if not fine:
-                raise ArgumentError(f"model.{name}={value!r} must be {wanted}.")
+        if not lr > 0:
+            raise ArgumentError(f"model.lr={lr!r} must be positive.")
+        if not 0 <= warmup < 1:
+            raise ArgumentError(f"model.warmup={warmup!r} must be in [0, 1).")
+        at_least("model.frames_per_step", frames_per_step, 1)
+        at_least("model.likelihood_samples", likelihood_samples, 0)
         self.lr, self.schedule, self.warmup = lr, schedule, warmup
         self.frames_per_step = frames_per_step
         self.likelihood_samples = likelihood_samples
@@ -149,7 +150,7 @@ class FlowVAEModule(LightningModule):
         """Stop the clock."""
         self._seconds_before, self._start = self.seconds, None
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         """Set the learning rate."""
         rate = self.lr * learning_rate_factor(progress(self.trainer), self.schedule, self.warmup)
         for optimizer in self.trainer.optimizers:
@@ -186,17 +187,16 @@ class FlowVAEModule(LightningModule):
         )
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
         if self.likelihood_samples and left > 0:
-            order = torch.arange(len(x), device=x.device).reshape(len(names), -1).T.flatten()[:left]
+            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
             value = metrics.log_likelihood(self.vae, x[order], k[order], t, num_samples=self.likelihood_samples)
             self.log("log_likelihood", value.mean(), batch_size=len(order), sync_dist=True)
 
     def _sequences(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return every image of a batch under every transformation: x (K·B, T+1, …), k (K·B,), t (T+1,)."""
-        data = self.data
-        t = data.times.to(batch.device)
-        k = torch.arange(len(data.transformations), device=batch.device).repeat_interleave(len(batch))
-        x0 = batch.repeat(len(data.transformations), *(1 for _ in batch.shape[1:]))
-        return data.sequences(x0, k, t), k, t
+        t, flows = self.data.times.to(batch.device), len(self.data.transformations)
+        k = repeat(torch.arange(flows, device=batch.device), "k -> (k b)", b=len(batch))
+        x0 = repeat(batch, "b c h w -> (k b) c h w", k=flows)
+        return self.data.sequences(x0, k, t), k, t
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
@@ -211,7 +211,7 @@ class FlowVAEModule(LightningModule):
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_images)}
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Store the training time."""
         checkpoint["seconds"] = self.seconds
 
@@ -263,7 +263,7 @@ def draw_frames(times: Tensor, batch: int, count: int) -> tuple[Tensor, Tensor |
     return torch.stack(rows), weights.expand(batch, -1)
 
 
-def transformation_errors(vae: Any, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
+def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
     """Return the equivariance error of one transformation and its trivial baselines, batch means.
 
     Arguments:

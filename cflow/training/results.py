@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange, repeat
 
 from ..errors import ArgumentError
 from ..plots import traversal_gif, traversal_grid
@@ -20,15 +21,22 @@ if TYPE_CHECKING:
 
 ERROR = "equivariance_error"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
+BELOW_THE_TABLE = {
+    "reconstruction_l1": "reconstruction L1 {:.1f}",
+    "elbo": "ELBO {:.1f}",
+    "log_likelihood": "log-likelihood {:.1f}",
+    "samples": "samples {:.0f}",
+    "seconds": "training seconds {:.0f}",
+}
 
 
-def output_folder(out_dir: str | None, checkpoint: Path) -> Path:
-    """Return the folder for results: the one asked for, or that of the checkpoint's run; make it if need be.
+def output_folder(out_dir: str | None, checkpoint: str | Path | None) -> Path:
+    """Return the folder for results: the one asked for, else the run's, else the current one; make it if need be.
 
     Raises:
         ArgumentError: it cannot be made.
     """
-    folder = Path(out_dir) if out_dir else runs.run_folder(checkpoint)
+    folder = Path(out_dir or (runs.run_folder(Path(checkpoint)) if checkpoint else "."))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -58,27 +66,15 @@ def table(metrics: Mapping[str, float]) -> str:
     rows = [["equivariance error", "model", *baselines.values(), "best trivial / model"]]
     for name in names:
         error = metrics[f"{ERROR}/{name}"]
-        others = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
-        ratio = min(others, default=math.nan) / error if error else math.inf
-        rows.append([name.replace("_", " "), f"{error:.1f}", *(f"{o:.1f}" for o in others), f"{ratio:.2f}"])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        trivial = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
+        ratio = min(trivial, default=math.nan) / error if error else math.inf
+        rows.append([name.replace("_", " "), f"{error:.1f}", *(f"{o:.1f}" for o in trivial), f"{ratio:.2f}"])
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for name, *cells in rows
     ]
-    rest = [
-        f"{label} {metrics[key]:{form}}"
-        for key, label, form in (
-            ("reconstruction_l1", "reconstruction L1", ".1f"),
-            ("elbo", "ELBO", ".1f"),
-            ("log_likelihood", "log-likelihood", ".1f"),
-            ("samples", "samples", ".0f"),
-            ("seconds", "training seconds", ".0f"),
-        )
-        if key in metrics
-    ]
+    rest = [text.format(metrics[key]) for key, text in BELOW_THE_TABLE.items() if key in metrics]
     return "\n".join([*lines, "", " · ".join(rest)])
 
 
@@ -88,20 +84,17 @@ def draw(
 ) -> list[Path]:
     """Write traversals.png and traversals.gif of held-out images and return their paths."""
     names = list(data.transformations)
-    wanted = num_samples * len(names)
-    images = data.examples(wanted, device)
+    images = data.examples(num_samples * len(names), device)
     count = len(images) // len(names)
     if count == 0:
         raise ArgumentError(f"data: {len(images)} held-out images are too few for {len(names)} transformations.")
     x0 = images[: count * len(names)]
     # Other images in every row: the grid then shows one image a transformation, all different.
-    k = torch.arange(len(names), device=device).repeat_interleave(count)
+    k = repeat(torch.arange(len(names), device=device), "k -> (k s)", s=count)
     t = data.times.to(device)
-    true = data.sequences(x0, k, t)
-    model = model.to(device).eval()  # type: ignore[assignment]
-    generated = model.vae.traverse(data.to_float(x0), k, t).transpose(0, 1)
-    shape = (len(names), count, *true.shape[1:])
-    real, made = true.reshape(shape), generated.reshape(shape)
+    vae = model.to(device).eval().vae
+    real = rearrange(data.sequences(x0, k, t), "(k s) t c h w -> k s t c h w", s=count)
+    made = rearrange(vae.traverse(data.to_float(x0), k, t), "t (k s) c h w -> k s t c h w", s=count)
     figure = traversal_grid(real[:, 0], made[:, 0], names, times=data.times.tolist())
     picture = folder / "traversals.png"
     figure.savefig(picture, dpi=150)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
+from ..checkpoint import Kind, find_checkpoint, read_checkpoint
 from ..errors import ArgumentError, DataError
 
 CONFIG_KEY = "cflow_config"
@@ -45,7 +45,7 @@ def claim_run(root: Path, name: str) -> Path:
             return folder
 
 
-def find_checkpoint(path: str, root: Path, name: str | None, prefer: str) -> Path:
+def named_checkpoint(path: str, root: Path, name: str | None, prefer: Kind) -> Path:
     """Return the checkpoint file that a user's ``--ckpt_path`` means.
 
     Arguments:
@@ -59,24 +59,18 @@ def find_checkpoint(path: str, root: Path, name: str | None, prefer: str) -> Pat
         DataError: there is no such file, or no run yet.
     """
     if path in ("last", "best") and not Path(path).exists():
-        kind = "best" if path == "best" else prefer
         for run in reversed(versions(root, name)):
-            if found := _checkpoint_of(run, kind):
+            if found := find_checkpoint(run, "best" if path == "best" else prefer):
                 return found
         where = root / name if name else root
         raise DataError(f"--ckpt_path {path}: no run with a checkpoint under {where}; train one with `cflow fit`.")
     if (file := Path(path)).is_dir():
-        if found := _checkpoint_of(file, prefer):
+        if found := find_checkpoint(file, prefer):
             return found
         raise DataError(f"--ckpt_path {path}: no checkpoints/best.ckpt or last.ckpt in this folder.")
     if not file.is_file():
         raise DataError(f"--ckpt_path {path}: there is no such file; give a checkpoint, a run's folder, or `last`.")
     return file
-
-
-def _checkpoint_of(run: Path, prefer: str) -> Path | None:
-    names = ("best", "last") if prefer == "best" else ("last", "best")
-    return next((f for n in names if (f := run / "checkpoints" / f"{n}.ckpt").is_file()), None)
 
 
 def run_folder(checkpoint: Path) -> Path:
@@ -85,16 +79,13 @@ def run_folder(checkpoint: Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_fit(path: Path) -> dict[str, Any]:
     """Return the content of a checkpoint of ``cflow fit``, after verifying the file's checksums.
 
     Raises:
         DataError: the file is damaged, or not a checkpoint of ``cflow fit``.
     """
-    try:
-        content = checkpoint.read_checkpoint(path)
-    except DataError as error:
-        raise DataError(f"--ckpt_path: {str(error).removeprefix('path: ')}") from None
+    content = read_checkpoint(path, "--ckpt_path")
     if not isinstance(content.get(CONFIG_KEY), dict):
         raise DataError(f"--ckpt_path {path}: not a checkpoint written by `cflow fit` (it holds no configuration).")
     return content

@@ -6,7 +6,6 @@ import os
 import time
 from collections import deque
 from statistics import median
-from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -40,12 +39,12 @@ class FasterThreads(Callback):
         self.other = 1 if free and threads > 1 else 0
         self._next = time.monotonic() + self.interval
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Start the clock of a step."""
         self._step_start = time.monotonic()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Take the time of a step."""
         if self.other:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
+from ..checks import at_least
 from ..errors import ArgumentError
 from . import results, runs
 from .callbacks import LastCheckpoint
@@ -22,10 +22,10 @@ class FlowTrainer(Trainer):
     def fit(
         self,
         model: LightningModule,
-        train_dataloaders: Any = None,
-        val_dataloaders: Any = None,
+        train_dataloaders: object = None,
+        val_dataloaders: object = None,
         datamodule: LightningDataModule | None = None,
-        ckpt_path: Any = None,
+        ckpt_path: str | Path | None = None,
         weights_only: bool | None = None,
     ) -> None:
         """Train a flow-factorised VAE, then test the best checkpoint.
@@ -51,13 +51,13 @@ class FlowTrainer(Trainer):
     def test(
         self,
         model: LightningModule | None = None,
-        dataloaders: Any = None,
-        ckpt_path: Any = None,
+        dataloaders: object = None,
+        ckpt_path: str | Path | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
         out_dir: str | None = None,
-    ) -> Any:
+    ) -> list[Mapping[str, float]]:
         """Measure a checkpoint on held-out images and draw it: metrics.json, traversals.png, traversals.gif.
 
         Args:
@@ -67,7 +67,7 @@ class FlowTrainer(Trainer):
         with fitting_weights():
             metrics = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if self.is_global_zero and isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule):
-            folder = results.output_folder(out_dir, Path(ckpt_path))
+            folder = results.output_folder(out_dir, ckpt_path)
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)
@@ -90,14 +90,12 @@ class FlowTrainer(Trainer):
             num_samples: examples side by side in the animation, at least 1.
             out_dir: folder for the pictures; the run's own by default.
         """
-        if num_samples < 1:
-            raise ArgumentError(f"--num_samples={num_samples} must be at least 1.")
-        path = Path(ckpt_path)
+        at_least("--num_samples", num_samples, 1)
         with fitting_weights():
-            model.load_state_dict(runs.read_checkpoint(path)["state_dict"])
+            model.load_state_dict(runs.read_fit(Path(ckpt_path))["state_dict"])
         datamodule.prepare_data()
         datamodule.setup("test")
-        folder = results.output_folder(out_dir, path)
+        folder = results.output_folder(out_dir, ckpt_path)
         results.say_where(results.draw(model, datamodule, folder, self.strategy.root_device, num_samples))
 
 

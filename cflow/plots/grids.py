@@ -1,44 +1,23 @@
-"""Pictures of what a flow does. matplotlib and Pillow are imported only when a picture is drawn.
-
-Figures are made without pyplot: nothing is kept alive, no window opens and no backend is chosen.
-"""
+"""Pictures of sequences: the true frames beside those a model generates, as a grid and as an animation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from einops import rearrange, repeat
+from numpy.typing import NDArray
 
-from .errors import ArgumentError
-from .plots2d import density, potential_surface, trajectories, velocity_field
-from .plots_curves import training_curves, work_precision
+from ..errors import ArgumentError
+from .style import BLACK, GENERATED_COLOUR, TRUE_COLOUR, Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = [
-    "density",
-    "potential_surface",
-    "training_curves",
-    "trajectories",
-    "traversal_gif",
-    "traversal_grid",
-    "velocity_field",
-    "work_precision",
-]
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-# Okabe and Ito (2008): told apart under the common forms of colour blindness, and in grey.
-ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, BLACK = (
-    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"),
-)
-TRUE_COLOUR, GENERATED_COLOUR = BLUE, VERMILION
 
 
 def traversal_grid(
@@ -88,9 +67,7 @@ def traversal_grid(
         raise ArgumentError(f"axes has {len(axes)} entries, expected one a transformation: {count}.")
     for row, ax in enumerate(axes):
         _draw_row(ax, real[row], made[row], names[row], labels)
-    # get_figure(root=True) needs matplotlib 3.10; the axes of a subfigure answer with the subfigure, which saves too.
-    owner: Any = axes[0].get_figure()
-    return owner  # type: ignore[no-any-return]
+    return axes[0].figure.figure  # of axes in a subfigure the whole figure, which alone can be saved
 
 
 def traversal_gif(
@@ -120,7 +97,7 @@ def traversal_gif(
     Raises:
         ArgumentError: shapes or names that do not belong together, or a duration or scale below 1.
     """
-    from PIL import Image
+    from PIL import Image, ImageColor
 
     for label, value in (("duration", duration), ("scale", scale)):
         if value < 1:
@@ -130,11 +107,22 @@ def traversal_gif(
     if real.ndim == 5:
         real, made = real[:, None], made[:, None]
     length = real.shape[2]
-    canvas = _gif_canvas(real.shape, names, scale)
-    pictures = [_gif_frame(canvas, real[:, :, t], made[:, :, t], scale) for t in range(length)]
-    # One palette for all frames, else colours flicker from frame to frame.
-    palette = _stack(pictures).quantize(255)
-    indexed = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
+    pixels = np.rint(255 * np.stack([real, made])).astype(np.uint8)
+    strips = repeat(pixels, "side k s t h w c -> side k t (h a) (s w b) c", a=scale, b=scale)
+    height, width = strips.shape[3:5]
+    pictures = repeat(_labelled_canvas(names, height, width), "h w c -> t h w c", t=length).copy()
+    for side, rows in enumerate(strips):
+        left = _MARGIN + side * (width + _MARGIN)
+        for row, strip in enumerate(rows):
+            top = 2 * _LINE + row * (height + _LINE)
+            pictures[:, top : top + height, left : left + width] = strip
+    # One palette for all frames, else colours flicker from frame to frame; thin letters have too few pixels to be
+    # given colours of their own.
+    letters = np.empty_like(pictures[0])
+    letters[:] = ImageColor.getrgb(TRUE_COLOUR)
+    letters[:, : letters.shape[1] // 2] = ImageColor.getrgb(GENERATED_COLOUR)
+    palette = Image.fromarray(rearrange([*pictures, letters], "t h w c -> (t h) w c")).quantize(255)
+    indexed = [Image.fromarray(p).quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     durations = [duration * (4 if t in (0, length - 1) else 1) for t in range(length)]
     target = Path(path)
     indexed[0].save(
@@ -149,8 +137,10 @@ def _frames(images: torch.Tensor | Array, name: str, *ndims: int) -> Array:
     if array.ndim not in ndims or array.shape[-3] not in (1, 3) or 0 in array.shape:
         wanted = "(K, T+1, C, H, W)" + (" or (K, S, T+1, C, H, W)" if 6 in ndims else "")
         raise ArgumentError(f"{name} has shape {tuple(array.shape)}, expected {wanted} with C = 1 or 3.")
-    array = np.moveaxis(np.clip(array, 0.0, 1.0), -3, -1)
-    return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
+    array = np.clip(array, 0.0, 1.0)
+    if array.shape[-3] == 1:
+        return repeat(array, "... 1 h w -> ... h w c", c=3)
+    return rearrange(array, "... c h w -> ... h w c")
 
 
 def _check_pair(real: Array, made: Array, names: Sequence[str]) -> None:
@@ -198,50 +188,19 @@ def _draw_row(ax: Axes, real: Array, made: Array, name: str, labels: list[str]) 
         spine.set_visible(False)
 
 
-_MARGIN = 6
+_MARGIN, _LINE = 6, 22  # screen pixels: between images, and of a line of text
 
 
-def _gif_canvas(shape: tuple[int, ...], names: Sequence[str], scale: int) -> Any:
-    """Return the part that all frames of the animation share: background and labels."""
+def _labelled_canvas(names: Sequence[str], height: int, width: int) -> NDArray[np.uint8]:
+    """The part (H, W, 3) that all frames of an animation share, around strips of images (height, width, 3)."""
     from PIL import Image, ImageDraw, ImageFont
 
-    count, examples, _, height, width, _ = shape
-    half = examples * width * scale
     font = ImageFont.load_default(size=14)
-    canvas = Image.new("RGB", (2 * half + 3 * _MARGIN, count * (height * scale + 22) + 22 + _MARGIN), "white")
+    canvas = Image.new("RGB", (2 * width + 3 * _MARGIN, len(names) * (height + _LINE) + _LINE + _MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((_MARGIN, 4), "true", fill=TRUE_COLOUR, font=font)
-    draw.text((half + 2 * _MARGIN, 4), "generated", fill=GENERATED_COLOUR, font=font)
+    draw.text((width + 2 * _MARGIN, 4), "generated", fill=GENERATED_COLOUR, font=font)
     for row, name in enumerate(names):
-        top = 22 + row * (height * scale + 22)
+        top = _LINE + row * (height + _LINE)
         draw.text((_MARGIN, top + 2), name.replace("_", " "), fill=BLACK, font=font)
-    return canvas
-
-
-def _gif_frame(canvas: Any, real: Array, made: Array, scale: int) -> Any:
-    """Return one picture: real and made are (K, S, H, W, 3)."""
-    from PIL import Image
-
-    picture = canvas.copy()
-    _, examples, height, width, _ = real.shape
-    half = examples * width * scale
-    for side, images in enumerate((real, made)):
-        for row, strip in enumerate(images):
-            pixels = np.rint(255 * np.concatenate(list(strip), axis=1)).astype(np.uint8)
-            block = Image.fromarray(pixels).resize((half, height * scale), Image.Resampling.NEAREST)
-            top = 22 + row * (height * scale + 22) + 22
-            picture.paste(block, (_MARGIN + side * (half + _MARGIN), top))
-    return picture
-
-
-def _stack(pictures: Sequence[Any]) -> Any:
-    """Return the pictures one under another, to choose a palette that suits all."""
-    from PIL import Image
-
-    width, height = pictures[0].size
-    stacked = Image.new("RGB", (width, height * (len(pictures) + 1)), TRUE_COLOUR)
-    for index, picture in enumerate(pictures):
-        stacked.paste(picture, (0, height * index))
-    # Thin letters have too few pixels to be given colours of their own.
-    stacked.paste(GENERATED_COLOUR, (0, height * len(pictures), width // 2, stacked.height))
-    return stacked
+    return np.asarray(canvas)

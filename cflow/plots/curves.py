@@ -1,24 +1,26 @@
-"""Pictures of numbers: how a training went, and what accuracy costs. They are drawn as those of `plots2d` are."""
+"""Pictures of numbers: how a training went, and what accuracy costs."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, SupportsFloat
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from .errors import ArgumentError, did_you_mean
-from .plots2d import GROUP_COLOURS, new_axes
+from ..errors import ArgumentError, did_you_mean
+from .style import PALETTE, Array, colour, new_axes, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Curve = torch.Tensor | Array | Sequence[Any]
+Values = torch.Tensor | NDArray[np.generic] | Sequence[SupportsFloat]
+Curve = Values | Sequence[Values]
 
 MARKERS = "osD^vP*"
 DASHES = ("-", "--", ":")
@@ -59,23 +61,26 @@ def training_curves(
     """
     if smooth < 1:
         raise ArgumentError(f"smooth: expected a number of values >= 1, got {smooth!r}")
-    found = curves if isinstance(curves, Mapping) else _scalars(Path(curves))
+    found: Mapping[str, Curve]
+    if isinstance(curves, Mapping):
+        found, recorded = curves, list(curves)
+    else:
+        found = scalars = _scalars(Path(curves))
+        # neither Lightning's counter nor the result of a test
+        recorded = [name for name, (steps, _) in scalars.items() if name != "epoch" and len(steps) > 1]
     for name in names or ():
         if name not in found:
             raise ArgumentError(f"names: no {name!r} in the curves.{did_you_mean(name, found)} There are {list(found)}")
-    if names is None:
-        names = [name for name in found if isinstance(curves, Mapping) or _is_training(name, found[name])]
-    drawn = {name: _curve(name, found[name]) for name in names}
+    drawn = {name: _curve(name, found[name]) for name in (recorded if names is None else names)}
     ax = new_axes(ax)
     for i, (name, (steps, values)) in enumerate(drawn.items()):
-        style: dict[str, Any] = {"color": GROUP_COLOURS[i % len(GROUP_COLOURS)], "lw": 1.6}
-        style["linestyle"] = DASHES[i // len(GROUP_COLOURS) % len(DASHES)]
         window = min(smooth, len(values))
         if window > 1:
-            ax.plot(steps, values, **style | {"lw": 0.8, "alpha": 0.3}, label=f"_{name}, each value")
+            ax.plot(steps, values, _dash(i), color=colour(i), lw=0.8, alpha=0.3, label=f"_{name}, each value")
             steps, values = steps[window - 1 :], np.convolve(values, np.full(window, 1 / window), mode="valid")
         # A curve of one value would be no line at all.
-        ax.plot(steps, values, **style, marker="o" if len(values) == 1 else None, label=name)
+        marker = "o" if len(values) == 1 else None
+        ax.plot(steps, values, _dash(i), color=colour(i), lw=1.6, marker=marker, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     ax.grid(alpha=0.3)
     if drawn:
@@ -84,7 +89,7 @@ def training_curves(
 
 
 def work_precision(
-    points: Iterable[Mapping[str, Any]],
+    points: Iterable[Mapping[str, str | SupportsFloat | None]],
     *,
     x: str = "nfe",
     y: str = "error",
@@ -122,24 +127,17 @@ def work_precision(
     for point in points:
         if missing := [key for key in (*keys, x, y) if key not in point]:
             raise ArgumentError(f"points: one has no {missing[0]!r}; it has {list(point)}")
-        pair = [float("nan") if point[key] is None else float(point[key]) for key in (x, y)]
-        lines.setdefault(", ".join(str(point[key]) for key in keys), []).append((pair[0], pair[1]))
+        cost, error = (math.nan if (value := point[key]) is None else float(value) for key in (x, y))
+        lines.setdefault(", ".join(str(point[key]) for key in keys), []).append((cost, error))
     if not lines:
         raise ArgumentError("points: there are none to draw")
     ax = new_axes(ax)
     for i, (name, pairs) in enumerate(lines.items()):
         shown = sorted(pair for pair in pairs if all(np.isfinite(pair)) and min(pair) > 0)
-        hidden = len(pairs) - len(shown)
-        colour, dash = GROUP_COLOURS[i % len(GROUP_COLOURS)], DASHES[i // len(GROUP_COLOURS) % len(DASHES)]
-        ax.plot(
-            [pair[0] for pair in shown],
-            [pair[1] for pair in shown],
-            color=colour,
-            linestyle=dash,
-            marker=MARKERS[i % len(MARKERS)],
-            ms=5,
-            label=name + (f" ({hidden} not shown)" if hidden else ""),
-        )
+        costs, errors = ([pair[part] for pair in shown] for part in (0, 1))
+        hidden, marker = len(pairs) - len(shown), MARKERS[i % len(MARKERS)]
+        label = f"{name} ({hidden} not shown)" if hidden else name
+        ax.plot(costs, errors, _dash(i), color=colour(i), marker=marker, ms=5, label=label)
     ax.set(xscale="log", yscale="log", xlabel=xlabel or LABELS.get(x, x), ylabel=ylabel or LABELS.get(y, y))
     ax.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels would run into each other
     ax.grid(alpha=0.3, which="major")
@@ -147,8 +145,14 @@ def work_precision(
     return ax
 
 
+def _dash(i: int) -> str:
+    """The line style of line i, another one each time the colours begin anew."""
+    return DASHES[i // len(PALETTE) % len(DASHES)]
+
+
 def _curve(name: str, curve: Curve) -> tuple[Array, Array]:
     """Steps and values, each (N,)."""
+    parts: Sequence[object]
     parts = curve if isinstance(curve, (list, tuple)) and len(curve) == 2 else [curve]
     arrays = [_array(part) for part in parts]
     # Two numbers are two values, and two sequences a pair of steps and values.
@@ -161,20 +165,15 @@ def _curve(name: str, curve: Curve) -> tuple[Array, Array]:
     raise ArgumentError(f"curves: expected values (N,) or steps and values (2, N) for {name!r}, got shape {got}")
 
 
-def _array(values: Any) -> Array:
+def _array(values: object) -> Array:
     if isinstance(values, torch.Tensor):
-        return values.detach().cpu().double().numpy()
+        return to_array(values)
     if isinstance(values, (list, tuple)):  # tensors of a loss, perhaps, one a step
         values = [_array(v) if isinstance(v, torch.Tensor) else v for v in values]
     return np.asarray(values, dtype=float)
 
 
-def _is_training(name: str, curve: Curve) -> bool:
-    """Whether a run recorded this along the way: not Lightning's counter, and not the result of a test."""
-    return name != "epoch" and len(curve[1]) > 1
-
-
-def _scalars(run: Path) -> dict[str, Curve]:
+def _scalars(run: Path) -> dict[str, Array]:
     """Steps and values of everything that TensorBoard's files under a folder record, by name."""
     if not any(run.rglob("events.out.tfevents.*")):
         raise ArgumentError(f"curves: no TensorBoard files (events.out.tfevents.…) under {str(run)!r}")

@@ -1,30 +1,25 @@
-"""Pictures of flows in two latent dimensions: potentials, velocities, trajectories and densities.
-
-Every function draws into a matplotlib Axes and returns it; without one it makes a Figure of its own (``ax.figure``),
-outside pyplot. The colours can be told apart under the common forms of colour blindness.
-"""
+"""Pictures of flows in two latent dimensions: potentials, velocities, trajectories and densities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.distributions import Distribution
 
-from .errors import ArgumentError
-from .flow import FlowPath, PotentialFlow
-from .selection import SelectionLike, as_weights, parse_selection
+from ..errors import ArgumentError
+from ..flow import FlowPath, PotentialFlow
+from ..selection import SelectionLike, as_weights, parse_selection
+from .style import COLOUR_MAP, VERMILION, colour, new_axes, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 Extent = float | tuple[float, float, float, float]
-
-# Okabe and Ito (2008), darkest first; one colour a group of trajectories.
-GROUP_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-COLOUR_MAP = "cividis"
 
 
 def potential_surface(
@@ -61,30 +56,31 @@ def potential_surface(
         >>> ax.get_zlabel()
         'u(z, t)'
     """
+    from mpl_toolkits.mplot3d import Axes3D
+
     _check_flow(flow)
     x, y, z = _grid(extent, num, like=_example(flow))
-    u = _height(flow, z, k, t).reshape(x.shape)
+    u = rearrange(_height(flow, z, k, t), "(y x) -> y x", y=num)
+    plane = to_array(x), to_array(y), to_array(u)
     ax = new_axes(ax, projection="3d")
-    if ax.name != "3d":
-        filled = ax.contourf(_array(x), _array(y), _array(u), levels=15, cmap=COLOUR_MAP)
+    if not isinstance(ax, Axes3D):
+        filled = ax.contourf(*plane, levels=15, cmap=COLOUR_MAP)
         _colour_bar(ax, filled, "u(z, t)")
         if paths is not None:
             trajectories(paths, groups=[1] * _states(paths).shape[1], legend=False, ax=ax)
         return _finish(ax, extent)
-    surface: Any = ax
-    surface.plot_surface(
-        _array(x), _array(y), _array(u), cmap=COLOUR_MAP, lw=0, antialiased=False, rcount=num, ccount=num
-    )
+    ax.plot_surface(*plane, cmap=COLOUR_MAP, lw=0, antialiased=False, rcount=num, ccount=num)
     if paths is not None:
-        surface.computed_zorder = False  # else a whole path may vanish behind the whole surface
+        ax.computed_zorder = False  # else a whole path may vanish behind the whole surface
         states = _states(paths)
         lift = 0.01 * float(u.max() - u.min())
-        heights = _height(flow, states.flatten(0, 1), k, t).reshape(states.shape[:2]) + lift
+        on_paths = _height(flow, rearrange(states, "n b d -> (n b) d"), k, t)
+        heights = rearrange(on_paths, "(n b) -> n b", n=len(states)) + lift
         for b in range(states.shape[1]):
-            line = (_array(states[:, b, 0]), _array(states[:, b, 1]), _array(heights[:, b]))
-            surface.plot(*line, color=GROUP_COLOURS[1], lw=1.6, zorder=10)
-            surface.plot(*(part[-1:] for part in line), "o", color=GROUP_COLOURS[1], ms=4, zorder=11)
-    surface.set_zlabel("u(z, t)")
+            line = (to_array(states[:, b, 0]), to_array(states[:, b, 1]), to_array(heights[:, b]))
+            ax.plot(*line, color=VERMILION, lw=1.6, zorder=10)
+            ax.plot(*(part[-1:] for part in line), "o", color=VERMILION, ms=4, zorder=11)
+    ax.set_zlabel("u(z, t)")
     return _finish(ax, extent)
 
 
@@ -124,13 +120,8 @@ def velocity_field(
     with torch.no_grad():
         v = flow.velocity(z, k, t)
     ax = new_axes(ax)
-    arrows = ax.quiver(
-        *(_array(part) for part in (z[:, 0], z[:, 1], v[:, 0], v[:, 1], v.norm(dim=1))),
-        cmap=COLOUR_MAP,
-        angles="xy",
-        pivot="mid",
-        width=0.005,
-    )
+    drawn = (to_array(part) for part in (z[:, 0], z[:, 1], v[:, 0], v[:, 1], v.norm(dim=1)))
+    arrows = ax.quiver(*drawn, cmap=COLOUR_MAP, angles="xy", pivot="mid", width=0.005)
     _colour_bar(ax, arrows, "speed")
     return _finish(ax, extent)
 
@@ -174,24 +165,17 @@ def trajectories(
         raise ArgumentError(f"names: expected a name for each of the groups {present}, got {len(names)} names")
     ax = new_axes(ax)
     for group in present:
-        mine = _array(z[:, (each == group).to(z.device)])
-        colour = GROUP_COLOURS[group % len(GROUP_COLOURS)]
-        lines = ax.plot(mine[..., 0], mine[..., 1], color=colour, lw=1.3, label="_path")
-        ax.plot(mine[0, :, 0], mine[0, :, 1], "o", color=colour, mfc="white", ms=4, label="_start")
-        ax.plot(mine[-1, :, 0], mine[-1, :, 1], "o", color=colour, ms=4, label="_end")
+        mine = to_array(z[:, (each == group).to(z.device)])
+        lines = ax.plot(mine[..., 0], mine[..., 1], color=colour(group), lw=1.3, label="_path")
+        ax.plot(mine[0, :, 0], mine[0, :, 1], "o", color=colour(group), mfc="white", ms=4, label="_start")
+        ax.plot(mine[-1, :, 0], mine[-1, :, 1], "o", color=colour(group), ms=4, label="_end")
         lines[0].set_label(names[group] if names is not None else "paths" if groups is None else f"flow {group}")
     if legend and groups is not None and present:
         ax.legend(fontsize="small")
     return _finish(ax, None)
 
 
-def density(
-    distribution: Distribution,
-    *,
-    extent: Extent = 3.0,
-    num: int = 121,
-    ax: Axes | None = None,
-) -> Axes:
+def density(distribution: Distribution, *, extent: Extent = 3.0, num: int = 121, ax: Axes | None = None) -> Axes:
     """Draw the density p(z) of a distribution over the plane, in units of 1 / area.
 
     Arguments:
@@ -219,9 +203,10 @@ def density(
         )
     x, y, z = _grid(extent, num, like=_example(distribution))
     with torch.no_grad():
-        p = distribution.log_prob(z).exp().reshape(x.shape)
+        p = rearrange(distribution.log_prob(z).exp(), "(y x) -> y x", y=num)
+    plane = to_array(x), to_array(y), to_array(p)
     ax = new_axes(ax)
-    mesh = ax.pcolormesh(_array(x), _array(y), _array(p), cmap=COLOUR_MAP, shading="gouraud", vmin=0.0, rasterized=True)
+    mesh = ax.pcolormesh(*plane, cmap=COLOUR_MAP, shading="gouraud", vmin=0.0, rasterized=True)
     _colour_bar(ax, mesh, "p(z)")
     return _finish(ax, extent)
 
@@ -245,16 +230,15 @@ def _height(flow: PotentialFlow, z: Tensor, k: SelectionLike, t: float) -> Tenso
 def _example(source: PotentialFlow | Distribution) -> Tensor:
     """A tensor of the dtype and on the device in which `source` computes."""
     if isinstance(source, PotentialFlow):
-        held = (x for group in (source.parameters(), source.buffers()) for x in group)
+        held = (*source.parameters(), *source.buffers())
         return next((x for x in held if x.is_floating_point()), torch.empty(0))
-    base: Any = source
+    base: Distribution = source
     while hasattr(base, "base_dist"):
         base = base.base_dist
     try:
-        mean: Tensor = base.mean
+        return base.mean
     except (AttributeError, NotImplementedError):
         return torch.empty(0)
-    return mean
 
 
 def _limits(extent: Extent) -> tuple[float, float, float, float]:
@@ -273,7 +257,7 @@ def _grid(extent: Extent, num: int, *, like: Tensor) -> tuple[Tensor, Tensor, Te
         torch.linspace(a, b, num, dtype=like.dtype, device=like.device) for a, b in ((left, right), (bottom, top))
     )
     x, y = torch.meshgrid(xs, ys, indexing="xy")
-    return x, y, torch.stack([x, y], -1).flatten(0, 1)
+    return x, y, rearrange([x, y], "i y x -> (y x) i")
 
 
 def _states(paths: FlowPath | Tensor) -> Tensor:
@@ -283,24 +267,8 @@ def _states(paths: FlowPath | Tensor) -> Tensor:
     return z
 
 
-def _array(x: Tensor) -> Any:
-    return x.detach().cpu().double().numpy()
-
-
-def new_axes(ax: Axes | None, projection: str | None = None) -> Axes:
-    """The axes given, or those of a figure of their own."""
-    if ax is not None:
-        return ax
-    from .figure import ShownFigure
-
-    made: Axes = ShownFigure(figsize=(5.2, 4.4), layout="constrained").add_subplot(projection=projection)
-    return made
-
-
-def _colour_bar(ax: Axes, artist: Any, label: str) -> None:
-    figure = ax.get_figure()
-    if figure is not None:
-        figure.colorbar(artist, ax=ax, label=label, shrink=0.8)
+def _colour_bar(ax: Axes, artist: ScalarMappable, label: str) -> None:
+    ax.figure.colorbar(artist, ax=ax, label=label, shrink=0.8)
 
 
 def _finish(ax: Axes, extent: Extent | None) -> Axes:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from .checks import positive_int
-from .errors import ArgumentError, ArgumentTypeError
-from .flow import PotentialFlow
-from .pde import HamiltonJacobi
-from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential
-from .solve import Solver
-from .vae import FlowVAE
+from ..checks import float_images, positive_int
+from ..errors import ArgumentError, ArgumentTypeError
 
 Likelihood = Literal["gaussian", "bernoulli"]
 ImageShape = tuple[int, int, int]  # channels, height, width
@@ -33,7 +29,7 @@ class Encoder(nn.Module):
 
     def __init__(self, body: nn.Module, image_shape: ImageShape) -> None:
         super().__init__()
-        self.body, self.image_shape = body, _checked(image_shape)
+        self.body, self.image_shape = body, checked_shape(image_shape)
 
     def forward(self, x: Tensor) -> Distribution:
         """q(z|x) for x (B, C, H, W), with event shape (D,).
@@ -47,10 +43,8 @@ class Encoder(nn.Module):
         mean, log_variance = out.chunk(2, -1)
         return Independent(Normal(mean, (0.5 * log_variance).exp(), validate_args=False), 1)
 
-    def _check(self, x: object) -> Tensor:
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ArgumentTypeError(f"x: expected floating point images in [0, 1], got {got}; use x.float() / 255")
+    def _check(self, images: object) -> Tensor:
+        x = float_images("x", images)
         if x.ndim != 4 or x.shape[1:] != self.image_shape:
             raise ArgumentError(
                 f"x: expected frames of shape {self.image_shape}, got {tuple(x.shape[1:])} behind the batch; encode "
@@ -76,12 +70,12 @@ class Decoder(nn.Module):
         super().__init__()
         if likelihood not in ("gaussian", "bernoulli"):
             raise ArgumentError(f"likelihood: expected 'gaussian' or 'bernoulli', got {likelihood!r}")
-        self.body, self.image_shape, self.likelihood = body, _checked(image_shape), likelihood
+        self.body, self.image_shape, self.likelihood = body, checked_shape(image_shape), likelihood
         self.log_scale = nn.Parameter(torch.tensor(math.log(0.3))) if likelihood == "gaussian" else None
 
     def forward(self, z: Tensor) -> Distribution:
         """p(x|z) for z (…, D), with event shape (C, H, W)."""
-        out = self.body(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], *self.image_shape)
+        out = self.body(rearrange(z, "... d -> (...) d")).reshape(*z.shape[:-1], *self.image_shape)
         if self.log_scale is None:
             return Independent(Bernoulli(logits=out, validate_args=False), 3, validate_args=False)
         return Independent(GlobalScaleNormal(out.sigmoid(), self.log_scale), 3, validate_args=False)
@@ -114,7 +108,7 @@ class MLPEncoder(Encoder):
     """
 
     def __init__(self, image_shape: ImageShape, latent_dim: int, width: int = 512) -> None:
-        sizes = math.prod(_checked(image_shape)), *_widths(width), 2 * positive_int("latent_dim", latent_dim)
+        sizes = math.prod(checked_shape(image_shape)), *_widths(width), 2 * positive_int("latent_dim", latent_dim)
         super().__init__(_unit_gain(nn.Sequential(nn.Flatten(), *_mlp(*sizes))), image_shape)
 
 
@@ -124,7 +118,7 @@ class MLPDecoder(Decoder):
     def __init__(
         self, image_shape: ImageShape, latent_dim: int, width: int = 512, likelihood: Likelihood = "gaussian"
     ) -> None:
-        shape, (wide, narrow) = _checked(image_shape), _widths(width)
+        shape, (wide, narrow) = checked_shape(image_shape), _widths(width)
         sizes = positive_int("latent_dim", latent_dim), narrow, wide, math.prod(shape)
         body = nn.Sequential(*_mlp(*sizes), nn.Unflatten(1, shape))
         super().__init__(_unit_gain(body), image_shape, likelihood)
@@ -142,7 +136,7 @@ class ConvDecoder(Decoder):
     def __init__(
         self, image_shape: ImageShape, latent_dim: int, width: int = 512, likelihood: Likelihood = "gaussian"
     ) -> None:
-        channels, height, w = _checked(image_shape, multiple=4)
+        channels, height, w = checked_shape(image_shape, multiple=4)
         deep, shallow = max(width // 12, 8), max(width // 24, 4)
         body = nn.Sequential(
             *_mlp(positive_int("latent_dim", latent_dim), _widths(width)[1], deep * height * w // 16),
@@ -165,7 +159,7 @@ class PaperEncoder(Encoder):
     """
 
     def __init__(self, image_shape: ImageShape, latent_dim: int) -> None:
-        channels, height, w = _checked(image_shape, multiple=4)
+        channels, height, w = checked_shape(image_shape, multiple=4)
         s, rest = positive_int("latent_dim", latent_dim), (height // 4, w // 4)
         super().__init__(
             nn.Sequential(
@@ -184,7 +178,7 @@ class PaperDecoder(Decoder):
     """The paper's decoder, the mirror image of `PaperEncoder`."""
 
     def __init__(self, image_shape: ImageShape, latent_dim: int, likelihood: Likelihood = "bernoulli") -> None:
-        channels, height, w = _checked(image_shape, multiple=4)
+        channels, height, w = checked_shape(image_shape, multiple=4)
         s, rest = positive_int("latent_dim", latent_dim), (height // 4, w // 4)
         body = nn.Sequential(
             *(nn.Linear(s, 2 * s), nn.Unflatten(1, (2 * s, 1, 1)), nn.ReLU()),
@@ -195,111 +189,6 @@ class PaperDecoder(Decoder):
             nn.ConvTranspose2d(s, channels, 4, 2, 1),
         )
         super().__init__(body, image_shape, likelihood)
-
-
-POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
-NETWORKS = ("mlp", "conv", "paper")
-
-
-def build_potential(
-    name: str, dim: int, num_flows: int, *, hidden: int = 128, time_dependent: bool = True
-) -> Potential:
-    """A potential by name: "mlp", "ridge", "quadratic", or a sum of them such as "quadratic+ridge".
-
-    Raises:
-        ArgumentError: an unknown name, or a size that is no int ≥ 1.
-
-    Example:
-        >>> build_potential("quadratic+ridge", dim=4, num_flows=3).num_flows
-        3
-    """
-    positive_int("dim", dim)
-    positive_int("num_flows", num_flows)
-    makers: dict[str, Callable[[], Potential]] = {
-        "mlp": lambda: MLPPotential(dim, num_flows, time_dependent=time_dependent),
-        "ridge": lambda: RidgePotential(dim, num_flows, hidden=hidden, time_dependent=time_dependent),
-        "quadratic": lambda: QuadraticPotential(
-            0.1 / math.sqrt(dim) * torch.randn(num_flows, dim, dim), torch.zeros(num_flows, dim)
-        ),
-    }
-    terms = name.split("+") if isinstance(name, str) else []
-    if not terms or not all(term in makers for term in terms):
-        raise ArgumentError(f"potential: expected {', '.join(makers)} or a sum such as 'quadratic+ridge', got {name!r}")
-    potential: Potential = makers[terms[0]]()
-    for term in terms[1:]:
-        potential = potential + makers[term]()
-    return potential
-
-
-def build_vae(
-    *,
-    network: str = "mlp",
-    image_shape: ImageShape | list[int] = (3, 28, 28),
-    latent_dim: int = 32,
-    width: int = 512,
-    num_flows: int = 3,
-    potential: str = "ridge",
-    potential_hidden: int = 128,
-    time_dependent: bool = True,
-    likelihood: Likelihood = "gaussian",
-    solver: str = "rk4",
-    step_size: float | None = 1.0,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    gradient: Any = "auto",
-    divergence: Any = "exact",
-    kl_weight: float = 1.0,
-    path_kl_weight: float = 0.0,
-    pde_weight: float = 0.0,
-) -> FlowVAE:
-    """A `FlowVAE` from plain values, as checkpoints store them.
-
-    Arguments:
-        network: "mlp", "conv" (MLP encoder, pixel-shuffle decoder) or "paper" (strided convolutions).
-        image_shape: (C, H, W); for "conv" and "paper" H and W are divisible by 4.
-        latent_dim: D.
-        width: units of the hidden layers of "mlp" and "conv".
-        num_flows: K.
-        potential, potential_hidden, time_dependent: see `build_potential`.
-        likelihood: see `Decoder`.
-        solver, step_size, rtol, atol, gradient: see `Solver`; step_size is None for adaptive methods.
-        divergence: see `PotentialFlow`.
-        kl_weight, path_kl_weight, pde_weight: see `FlowVAE`.
-
-    Raises:
-        ArgumentError: a value that does not go with the others.
-
-    Example:
-        >>> vae = build_vae(network="mlp", latent_dim=8, width=32)
-        >>> vae.sample(2, 0, t=[0, 1]).shape
-        torch.Size([2, 2, 3, 28, 28])
-    """
-    sizes = {"latent_dim": latent_dim, "width": width, "num_flows": num_flows, "potential_hidden": potential_hidden}
-    for name, size in sizes.items():
-        positive_int(name, size)
-    shape = _checked(image_shape)
-    encoder: Encoder
-    decoder: Decoder
-    if network == "mlp":
-        encoder, decoder = MLPEncoder(shape, latent_dim, width), MLPDecoder(shape, latent_dim, width, likelihood)
-    elif network == "conv":
-        encoder, decoder = MLPEncoder(shape, latent_dim, width), ConvDecoder(shape, latent_dim, width, likelihood)
-    elif network == "paper":
-        encoder, decoder = PaperEncoder(shape, latent_dim), PaperDecoder(shape, latent_dim, likelihood)
-    else:
-        raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
-    u = build_potential(potential, latent_dim, num_flows, hidden=potential_hidden, time_dependent=time_dependent)
-    settings = Solver(solver, step_size=step_size, rtol=rtol, atol=atol, gradient=gradient)
-    pde = HamiltonJacobi(u, MLPPotential(latent_dim, num_flows)) if pde_weight else None
-    return FlowVAE(
-        encoder,
-        decoder,
-        PotentialFlow(u, solver=settings, divergence=divergence),
-        pde=pde,
-        kl_weight=kl_weight,
-        path_kl_weight=path_kl_weight,
-        pde_weight=pde_weight,
-    )
 
 
 def _mlp(*sizes: int) -> list[nn.Module]:
@@ -330,7 +219,7 @@ def _widths(width: int) -> tuple[int, int]:
     return positive_int("width", width), max(width // 2, 1)
 
 
-def _checked(image_shape: Sequence[int], multiple: int = 1) -> ImageShape:
+def checked_shape(image_shape: Sequence[int], multiple: int = 1) -> ImageShape:
     """(C, H, W), three positive ints, H and W a multiple of what a network halves them to."""
     shape = tuple(image_shape) if isinstance(image_shape, Sequence) else ()
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):

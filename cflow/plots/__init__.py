@@ -1,0 +1,23 @@
+"""Pictures of what a flow does. matplotlib and Pillow are imported only when a picture is drawn.
+
+Figures are made without pyplot: nothing is kept alive, no window opens and no backend is chosen. `traversal_grid`
+returns a Figure; the other functions draw into a matplotlib Axes and return it, and make a Figure of their own
+(``ax.figure``) where none is given.
+"""
+
+from .curves import training_curves, work_precision
+from .grids import traversal_gif, traversal_grid
+from .plane import density, potential_surface, trajectories, velocity_field
+from .style import GENERATED_COLOUR as GENERATED_COLOUR
+from .style import TRUE_COLOUR as TRUE_COLOUR
+
+__all__ = [
+    "density",
+    "potential_surface",
+    "training_curves",
+    "trajectories",
+    "traversal_gif",
+    "traversal_grid",
+    "velocity_field",
+    "work_precision",
+]

@@ -1,0 +1,41 @@
+"""What all pictures share: the colours, and the axes they are drawn into. Loads no matplotlib until it draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Array = NDArray[np.floating]
+
+# Okabe and Ito (2008): told apart under the common forms of colour blindness, and in grey.
+ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, BLACK = (
+    *("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"),
+)
+PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)  # of lines, darkest first; yellow is lost on white
+TRUE_COLOUR, GENERATED_COLOUR = BLUE, VERMILION
+COLOUR_MAP = "cividis"
+
+
+def colour(i: int) -> str:
+    """The colour of line or group i, any integer."""
+    return PALETTE[i % len(PALETTE)]
+
+
+def to_array(x: torch.Tensor) -> NDArray[np.float64]:
+    """A tensor of any shape, dtype and device as matplotlib takes it."""
+    return x.detach().cpu().double().numpy()
+
+
+def new_axes(ax: Axes | None, projection: str | None = None) -> Axes:
+    """The axes given, or those of a figure of their own."""
+    if ax is not None:
+        return ax
+    from .figure import ShownFigure
+
+    return ShownFigure(figsize=(5.2, 4.4), layout="constrained").add_subplot(projection=projection)
