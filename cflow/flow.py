@@ -12,7 +12,7 @@ from .errors import ArgumentError, ArgumentTypeError
 from .fields import Divergence, Rows, rademacher_like, velocity_field
 from .modes import full_precision, ordinary
 from .potentials.autograd import Compiled
-from .potentials.base import takes_context, value
+from .potentials.base import is_closed, takes_context, value
 from .potentials.checks import check_module
 from .selection import Selection, SelectionLike, parse_selection
 from .solve import Solve, Solver, State, as_solver
@@ -106,6 +106,7 @@ class PotentialFlow(nn.Module):
         self.divergence_estimator: Divergence = divergence
         self.compiled = Compiled() if compile else None
         num_flows = getattr(potential, "num_flows", None)
+        self._called = False
         self._num_flows = None if num_flows is None else positive_int("num_flows", num_flows)
 
     @property
@@ -256,10 +257,12 @@ class PotentialFlow(nn.Module):
         return self.divergence_estimator == "hutchinson"
 
     def num_flows_at(self, z: Tensor, t: Tensor, context: Tensor | None) -> int:
-        """K; where the potential does not say it, from a first call at z (B, D), t () or (B,), and the context."""
-        if self._num_flows is None:
-            with torch.no_grad():
-                self._num_flows = value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
+        """K. A user's module is called once, at z (B, D), t () or (B,) and the context, to learn or to check it."""
+        if self._num_flows is None or not self._called:
+            if self._num_flows is None or not is_closed(self.net):
+                with torch.no_grad():
+                    self._num_flows = value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
+            self._called = True
         return self._num_flows
 
     def _point(
@@ -297,7 +300,7 @@ class PotentialFlow(nn.Module):
 
 
 def _device(z: object) -> str:
-    return z.device.type if isinstance(z, Tensor) else "cpu"
+    return z.device.type if isinstance(z, Tensor) and not z.is_meta else "cpu"
 
 
 def _given(t: TimesLike | None) -> TimesLike:

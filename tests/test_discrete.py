@@ -208,9 +208,13 @@ def test_fixed_solves_in_float32_agree_with_direct():
 
 
 def test_errors_and_defaults():
-    assert Solver("rk4", step_size=1.0).gradient_mode == "discrete"
-    assert Solver("explicit_adams", step_size=1.0).gradient_mode == "direct"
-    assert Solver("dopri5").gradient_mode == "adjoint"
+    for method, alone, with_density in [
+        ("rk4", "discrete", "direct"), ("dopri5", "discrete", "direct"),
+        ("explicit_adams", "direct", "direct"), ("scipy_solver", "adjoint", "adjoint"),
+    ]:  # fmt: skip
+        made = Solver(method, step_size=1.0) if method in ("rk4", "explicit_adams") else Solver(method)
+        assert made.gradient_mode(log_density=False) == alone
+        assert made.gradient_mode(log_density=True) == with_density
     with pytest.raises(cflow.ArgumentError, match="'discrete' needs an explicit Runge-Kutta method"):
         Solver("implicit_adams", step_size=1.0, gradient="discrete")
     flow = PotentialFlow(mlp(), solver=Solver("rk4", step_size=0.5))

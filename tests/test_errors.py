@@ -147,7 +147,7 @@ def test_scipy_does_not_warn_of_options_that_the_user_did_not_give(name):
 
 def test_max_steps_binds_the_adjoint_too():
     # the forward solve only has to meet atol, the large adjoint state rtol
-    solver = Solver("dopri5", rtol=1e-9, atol=1e-2, max_steps=12)
+    solver = Solver("dopri5", rtol=1e-9, atol=1e-2, max_steps=12, gradient="adjoint")
     z0 = (1e-3 * torch.randn(2, 2, dtype=torch.float64)).requires_grad_()
     z1 = PotentialFlow(cflow.MLPPotential(2).double(), solver=solver)(z0, None, (0.0, 8.0))
     with pytest.raises(IntegrationError, match="max_steps=12"):

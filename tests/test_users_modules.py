@@ -36,7 +36,7 @@ def rk4(mode="auto"):
 def gradients(flow, z, log_density=False):
     path = flow.solve(z, torch.tensor([0, 1, 1, 0, 1])[: len(z)], (0.0, 1.0), log_density=log_density)
     loss = path.z[-1].square().sum() + (path.log_density_change[-1].sum() if log_density else 0)
-    return torch.autograd.grad(loss, [z, *flow.parameters()])
+    return torch.autograd.grad(loss, [z, *flow.parameters()], materialize_grads=True, allow_unused=True)
 
 
 def assert_equal(found, wanted, tolerance=1e-10):
@@ -78,10 +78,13 @@ def test_threads_that_take_gradients_through_one_flow_do_not_meet(mode):
 def test_checkpoint_around_a_flow(mode, reentrant):
     for net in (Net(), cflow.MLPPotential(D, K)):
         flow, z = PotentialFlow(net, solver=rk4(mode)), torch.randn(B, D, requires_grad=True)
-        wanted = torch.autograd.grad(flow(z, 1, (0.0, 1.0)).square().sum(), [z, *flow.parameters()])
+        wanted = torch.autograd.grad(
+            flow(z, 1, (0.0, 1.0)).square().sum(), [z, *flow.parameters()], allow_unused=True, materialize_grads=True
+        )
         out = checkpoint(flow, z, 1, (0.0, 1.0), use_reentrant=reentrant)
         out.square().sum().backward()
-        assert_equal([z.grad, *(p.grad for p in flow.parameters())], wanted)
+        found = [torch.zeros_like(x) if x.grad is None else x.grad for x in (z, *flow.parameters())]
+        assert_equal(found, wanted)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -118,7 +121,7 @@ def test_hooks_on_saved_tensors_inside_the_potential(mode):
         )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["discrete", "direct"])
 def test_batch_norm_in_training(mode):
     """Its statistics couple the rows, and its buffers move; gradients are those of backpropagation all the same."""
     net = Net(nn.BatchNorm1d(6))
@@ -126,7 +129,7 @@ def test_batch_norm_in_training(mode):
     twin = copy.deepcopy(net)
     found = gradients(PotentialFlow(net, solver=rk4(mode)), z)
     wanted = gradients(PotentialFlow(twin, solver=rk4("direct")), z)
-    assert_equal(found, wanted, 1e-3 if mode == "adjoint" else 1e-10)
+    assert_equal(found, wanted)
 
 
 class Noisy(Net):
@@ -210,7 +213,10 @@ def test_recurrent_layers_bound_methods_and_compiled_modules():
     net, z = Recurrent(), torch.randn(B, D, requires_grad=True)
     found, wanted = (
         torch.autograd.grad(
-            PotentialFlow(net, solver=rk4(mode))(z, t=(0.0, 0.5)).square().sum(), [z, *net.parameters()]
+            PotentialFlow(net, solver=rk4(mode))(z, t=(0.0, 0.5)).square().sum(),
+            [z, *net.parameters()],
+            allow_unused=True,
+            materialize_grads=True,
         )
         for mode in ("discrete", "direct")
     )

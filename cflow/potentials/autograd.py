@@ -130,7 +130,8 @@ class Ways(NamedTuple):
 
 def _total(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
     """Σ_k w_k u_k, over all rows."""
-    return (net(z, t.expand(len(z)), *args).reshape(len(z), -1) * w).sum()
+    u: Tensor = net(z, t.expand(len(z)), *args)
+    return (u.reshape(len(z), w.shape[-1]) * w).sum()
 
 
 def _velocity_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
@@ -231,20 +232,7 @@ def twin(net: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
     the module that it keeps as attributes are bound anew; functions that have captured it still see the original.
     """
     made: dict[int, nn.Module] = {}
-
-    def copied(module: nn.Module) -> nn.Module:
-        module = getattr(module, "_orig_mod", module)  # of torch.compile
-        if id(module) in made:
-            return made[id(module)]
-        other = made[id(module)] = module.__new__(type(module))
-        state = dict(module.__dict__)
-        for store in ("_parameters", "_buffers"):
-            state[store] = {name: tensors.get(id(x), x) for name, x in module.__dict__[store].items()}
-        state["_modules"] = {name: m if m is None else copied(m) for name, m in module._modules.items()}
-        other.__dict__.update(state)
-        return other
-
-    root = copied(net)
+    root = _copied(net, tensors, made)
     for module in made.values():
         for name, x in module.__dict__.items():
             if isinstance(x, types.MethodType) and id(x.__self__) in made:
@@ -252,6 +240,19 @@ def twin(net: nn.Module, tensors: dict[int, Tensor]) -> nn.Module:
             elif isinstance(x, list):  # recurrent layers keep their parameters in one more place
                 module.__dict__[name] = [tensors.get(id(item), item) for item in x]
     return root
+
+
+def _copied(module: nn.Module, tensors: dict[int, Tensor], made: dict[int, nn.Module]) -> nn.Module:
+    module = getattr(module, "_orig_mod", module)  # of torch.compile
+    if id(module) in made:
+        return made[id(module)]
+    other = made[id(module)] = module.__new__(type(module))
+    state = dict(module.__dict__)
+    for store in ("_parameters", "_buffers"):
+        state[store] = {name: tensors.get(id(x), x) for name, x in module.__dict__[store].items()}
+    state["_modules"] = {name: m if m is None else _copied(m, tensors, made) for name, m in module._modules.items()}
+    other.__dict__.update(state)
+    return other
 
 
 # --- torch.compile ----------------------------------------------------------------------------------------------

@@ -84,7 +84,8 @@ def check_potential(
         sign = 1 - 2 * (torch.arange(z.shape[1], device=z.device) % 2)
         nearby = (z.detach() + 0.5 * (1 + z.detach().abs()) * sign).requires_grad_()
         nearby_u = (value(net, nearby, t, context) * w).sum(-1)
-    if bool((still & (_gradient(nearby_u, nearby) == 0).all(-1) & (nearby_u != u)).any()):
+        nearby_grad = _gradient(nearby_u, nearby)
+    if bool((still & (nearby_grad == 0).all(-1) & (nearby_u != u)).any()):
         raise ArgumentError(
             f"potential: {type(net).__name__} returns a u that changes with z but has no gradient to z (detach, "
             "no_grad, .data or rounding inside its forward); compute u from z by differentiable operations"

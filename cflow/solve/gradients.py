@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parametrize
 
 from ..errors import ArgumentError
@@ -85,8 +84,7 @@ class ContinuousAdjoint(torch.autograd.Function):
         ctx.copies = [y, *shifts, *tensors]
         for copy, x in zip(ctx.copies, inputs, strict=True):
             copy.requires_grad_(x.requires_grad)
-        # its graph is this node's own: hooks of torch.utils.checkpoint have no part in it
-        with torch.enable_grad(), saved_tensors_hooks(_identity, _identity):
+        with torch.enable_grad():
             field = isolated.with_tensors(tuple(tensors))
             length, moves = solve.segment.length, start.ndim or any(x.requires_grad for x in shifts)
             clock: Clock
@@ -132,7 +130,7 @@ class Discrete(torch.autograd.Function):
         solve, inputs = ctx.solve, ctx.saved_tensors
         copies = [x.detach().requires_grad_(need) for x, need in zip(inputs, ctx.needs_input_grad[2:], strict=True)]
         _, start, end, *tensors = copies
-        with _backward(cotangent), saved_tensors_hooks(_identity, _identity):
+        with _backward(cotangent):
             with torch.enable_grad():
                 field = ctx.isolated.with_tensors(tuple(tensors))
                 clock = clock_of(start, end, solve.segment.length, cotangent)
@@ -149,10 +147,6 @@ class Discrete(torch.autograd.Function):
             None,
             *_once([g if x.requires_grad else None for x, g in zip(copies, grads, strict=True)], inputs),
         )
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
 
 
 @contextlib.contextmanager

@@ -87,6 +87,30 @@ def _between(start: float, end: float, part: float) -> float:
     return end - (end - start) * (1 - min(part, 1.0))
 
 
+Derivative = Callable[[Tensor, Time], Tensor]
+
+
+def _derivative(field: VelocityField, clock: Clock, state: State) -> Derivative:
+    """d(state)/ds (R, D + E) at states (R, D + E) and what the field has made of their time."""
+    rate = clock.rate
+
+    def with_divergence(y: Tensor, time: Time) -> Tensor:
+        v, divergence = field.velocity_and_divergence(state.z(y), time)
+        return state.derivative(v, divergence, rate)
+
+    def with_integrals(y: Tensor, time: Time) -> Tensor:
+        return state.derivative(field.velocity(state.z(y), time), None, rate)
+
+    def alone(y: Tensor, time: Time) -> Tensor:
+        return field.velocity(y, time) * rate
+
+    if state.needs_divergence:
+        return with_divergence
+    if state.names:
+        return with_integrals
+    return field.velocity if isinstance(rate, float) and rate == 1.0 else alone
+
+
 class RightHandSide:
     """d(state)/ds of one segment: dz/ds = dt/ds · v(z, t(s)), and the same of the integrals.
 
@@ -95,14 +119,9 @@ class RightHandSide:
     """
 
     def __init__(self, field: VelocityField, clock: Clock, state: State) -> None:
-        self.field, self.clock, self.state, self.rate = field, clock, state, clock.rate
+        self.field, self.clock, self.state = field, clock, state
+        self.derivative = _derivative(field, clock, state)
         self.planned: deque[Time] = deque()
-        if state.needs_divergence:
-            self.derivative: Callable[[Tensor, Time], Tensor] = self._with_divergence
-        elif state.names:
-            self.derivative = self._with_integrals
-        else:
-            self.derivative = field.velocity if isinstance(clock, SharedClock) and clock.rate == 1.0 else self._alone
 
     def plan(self, s: Sequence[float]) -> None:
         """Prepare the times of the next evaluations, in this order, in one batch."""
@@ -112,16 +131,6 @@ class RightHandSide:
         """d(state)/ds (R, D + E) at a point () of the solver's clock."""
         time = self.planned.popleft() if self.planned else self.field.at(self.clock.times(s[None])[0])
         return self.derivative(y, time)
-
-    def _alone(self, y: Tensor, time: Time) -> Tensor:
-        return self.field.velocity(y, time) * self.rate
-
-    def _with_integrals(self, y: Tensor, time: Time) -> Tensor:
-        return self.state.derivative(self.field.velocity(self.state.z(y), time), None, self.rate)
-
-    def _with_divergence(self, y: Tensor, time: Time) -> Tensor:
-        v, divergence = self.field.velocity_and_divergence(self.state.z(y), time)
-        return self.state.derivative(v, divergence, self.rate)
 
 
 class RecordedRightHandSide(RightHandSide):
