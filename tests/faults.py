@@ -1,6 +1,6 @@
 """Puts small, realistic faults into cflow, one at a time, and looks whether the tests that should notice do.
 
-    python tests/faults.py                  # all of them
+    python tests/faults.py                  # all of them: about five minutes on one core
     python tests/faults.py mask --jobs 2    # those with a word in their description, place or tests
 
 The table is in ``faults_*.toml``. An entry says what goes wrong, where (the end of the dotted path of a function:
@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import ast
 import functools
+import multiprocessing
 import os
 import queue
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,10 +27,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 TESTS = Path(__file__).resolve().parent
 TREE = ("cflow", "tests", "benchmarks", "examples", "README.md", "pyproject.toml")
 PASSED, FAILED = 0, 1  # exit statuses of pytest; others mean that nothing was found out
+
+# Tests run in forks of a process that has imported what takes long, and nothing of cflow.
+SERVER = multiprocessing.get_context("forkserver")
+PRELOAD = ["pytest", "torch", "torchdiffeq", "scipy.integrate", "sklearn.datasets", "pytorch_lightning", "torchvision"]
 
 
 @dataclass(frozen=True)
@@ -113,23 +118,32 @@ def copy_tree(to: Path) -> Path:
 
 def run_tests(tree: Path, tests: Sequence[str], k: str, seconds: float) -> tuple[int | None, str]:
     """Exit status of pytest in a tree, None where the time ran out, and what it wrote."""
-    words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *(["-k", k] if k else [])]
-    own = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*words, *(f"tests/{test}" for test in tests)],
-        cwd=tree,
-        env=os.environ | own,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # tests start processes of their own
-    )
-    try:
-        output, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return None, process.communicate()[0]
-    return process.returncode, output
+    words = ["-o", "addopts=", "-m", "not slow", "-x", "-p", "no:cacheprovider", *(["-k", k] if k else [])]
+    words += [f"tests/{test}" for test in tests]
+    with tempfile.NamedTemporaryFile() as output:
+        process = SERVER.Process(target=_pytest, args=(tree, words, output.name))
+        process.start()
+        process.join(seconds)
+        status = process.exitcode
+        if status is None:
+            os.killpg(cast(int, process.pid), signal.SIGKILL)
+            process.join()
+        return status, Path(output.name).read_text(encoding="utf-8", errors="replace")
+
+
+def _pytest(tree: Path, words: list[str], output: str) -> None:
+    """Run pytest in a process of its own, as if it had been started in the tree."""
+    os.setsid()  # tests start processes of their own: a group that can be ended
+    with open(output, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(tree)
+    os.environ["PYTHONPATH"] = str(tree)
+    sys.path[:] = [str(tree), *(path for path in sys.path if path and Path(path).resolve() != TESTS)]
+    sys.argv, sys.dont_write_bytecode = ["pytest", *words], True
+    import pytest
+
+    sys.exit(pytest.main(words))
 
 
 def examine(fault: Fault, tree: Path, seconds: float) -> str:
@@ -144,7 +158,7 @@ def examine(fault: Fault, tree: Path, seconds: float) -> str:
         status, output = run_tests(tree, fault.tests, fault.k, seconds)
     finally:
         file.write_text(sound, encoding="utf-8")
-    if status in (PASSED, FAILED):
+    if status in (PASSED, FAILED) and "ERROR collecting" not in output:  # what cannot be imported tests nothing
         return "caught" if status == FAILED else "SURVIVED"
     return "TIMED OUT" if status is None else f"NO VERDICT (pytest ended with {status})\n{output[-2000:]}"
 
@@ -155,7 +169,7 @@ def check_sound(tree: Path, faults: Sequence[Fault], seconds: float) -> str:
         tests = list(dict.fromkeys(test for fault in faults if fault.k == k for test in fault.tests))
         status, output = run_tests(tree, tests, k, seconds * len(tests))
         if status != PASSED:
-            return output[-4000:] or "the time ran out"
+            return f"{output[-4000:]}\n{'the time ran out' if status is None else f'pytest ended with {status}'}"
     return ""
 
 
@@ -166,11 +180,14 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time")
     parser.add_argument("--seconds", type=float, default=120.0, help="time for the tests of one fault")
     options = parser.parse_args(args)
+    SERVER.set_forkserver_preload(PRELOAD)
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     faults = [f for f in read_table() if options.word.lower() in f"{f.what} {f.where} {' '.join(f.tests)}".lower()]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for number in range(options.jobs):
             trees.put(copy_tree(Path(folder) / str(number)))
+        print(f"{len(faults)} faults; first their tests without any", flush=True)
         if broken := check_sound(Path(folder) / "0", faults, options.seconds):
             print(f"the tests fail without any fault:\n{broken}")
             return 1
