@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .fields import Divergence, Rows, rademacher_like, velocity_field
-from .modes import full_precision, ordinary
+from .modes import concrete, full_precision, ordinary
 from .potentials.autograd import Compiled
 from .potentials.base import is_closed, takes_context, value
 from .potentials.checks import check_module
@@ -189,8 +189,9 @@ class PotentialFlow(nn.Module):
         with full_precision(_device(z0)):
             z0, context = self._state(z0, context, name)
             batch = len(z0)
-            times = parse_times(_given(t), batch=batch, least=least)
-            times = times.reversed() if name == "z1" else times
+            with concrete():
+                times = parse_times(_given(t), batch=batch, least=least)
+                times = times.reversed() if name == "z1" else times
             num_flows = self.num_flows_at(z0, times.values[0], context)
             selection = parse_selection(k, batch=batch, num_flows=num_flows, like=z0)
             state = State(z0.shape[1], integrals)

@@ -8,11 +8,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def traced() -> bool:
     """Whether values may not be read: inside transformations of `torch.func`, `torch.export`, `torch.compile`."""
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+
+
+def concrete() -> contextlib.AbstractContextManager[object]:
+    """Outside of tracers: what is made of plain numbers stays plain numbers."""
+    return _disable_current_modes() if torch.compiler.is_compiling() else contextlib.nullcontext()  # type: ignore[no-untyped-call]
 
 
 def transformed() -> bool:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+collect_ignore = ["faults.py"]  # a program that runs the tests, not one of them
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

@@ -1,5 +1,6 @@
 """The command line: what it writes, what wins over what, and how it fails."""
 
+import functools
 import json
 import os
 import signal
@@ -191,6 +192,48 @@ def test_resume_goes_on_with_the_new_learning_rate(there, monkeypatch) -> None:
     assert rates == pytest.approx([0.01] * 3)
     resumed = json.loads((newest / "metrics.json").read_text())["seconds"]
     assert resumed > json.loads((there / "metrics.json").read_text())["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("command", "wanted"), [("fit", "last.ckpt"), ("test", "best.ckpt"), ("traverse", "best.ckpt")]
+)
+def test_a_fit_goes_on_from_the_last_checkpoint_and_results_are_of_the_best(
+    command, wanted, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs/digits/version_0/checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("best.ckpt", "last.ckpt"):
+        torch.save({runs.CONFIG_KEY: {}}, folder / name)
+    for meant in ("last", str(folder.parent)):
+        arguments = cli.prepare([command, "--ckpt_path", meant])
+        assert Path(arguments[arguments.index("--ckpt_path") + 1]).resolve() == folder / wanted
+    explicit = cli.prepare([command, "--ckpt_path", "best"])
+    assert Path(explicit[explicit.index("--ckpt_path") + 1]).name == "best.ckpt"
+
+
+def test_a_fit_ends_with_the_test_of_its_best_checkpoint(tmp_path, monkeypatch) -> None:
+    from cflow.training.trainer import FlowTrainer
+
+    tested = []
+
+    @functools.wraps(FlowTrainer.test)  # the command line reads its signature
+    def test(self, *args, ckpt_path, **settings):
+        tested.append(Path(ckpt_path))
+
+    monkeypatch.setattr(FlowTrainer, "test", test)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit", *TINY, "--trainer.max_steps", "1"]) == 0
+    checkpoints = tmp_path / "runs/digits/version_0/checkpoints"
+    assert (checkpoints / "last.ckpt").is_file()
+    assert [path.resolve() for path in tested] == [checkpoints / "best.ckpt"]
+
+
+def test_the_newest_run_has_the_largest_number(tmp_path) -> None:
+    for number in (10, 2, 9):
+        (tmp_path / f"digits/version_{number}").mkdir(parents=True)
+    assert [p.name for p in runs.versions(tmp_path, "digits")] == ["version_2", "version_9", "version_10"]
+    assert runs.claim_run(tmp_path, "digits").name == "version_11"
 
 
 def test_a_fit_limited_by_time_leaves_its_last_step(folder, monkeypatch) -> None:

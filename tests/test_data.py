@@ -221,6 +221,25 @@ def test_mnist_files_of_another_size(tmp_path):
             mnist.load_mnist("test", tmp_path)
 
 
+def test_mnist_keeps_the_last_training_images_for_validation(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    numbers = np.arange(mnist.VAL + 3)
+    for name, count in (("train", len(numbers)), ("t10k", 2)):
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[:, 0, 0], images[:, 0, 1] = numbers[:count] // 256, numbers[:count] % 256
+        write_idx(raw, f"{name}-images-idx3", images)
+        write_idx(raw, f"{name}-labels-idx1", np.zeros(count, np.uint8))
+
+    def loaded(split):
+        corner = mnist.load_mnist(split, tmp_path)[:, 0, 0].int()
+        return (256 * corner[:, 0] + corner[:, 1]).tolist()
+
+    assert loaded("train") == [0, 1, 2]
+    assert loaded("val") == numbers[3:].tolist()
+    assert loaded("test") == [0, 1]
+
+
 def test_importing_the_data_package_loads_neither_torchvision_nor_sklearn():
     code = "import sys, cflow.data; print({'torchvision', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

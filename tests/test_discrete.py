@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from exact import symmetric
 from torch import nn
 from torchdiffeq._impl.odeint import SOLVERS
 
@@ -122,6 +123,29 @@ def test_every_selection_and_times(selection, times, method):
         net, k, t = POTENTIALS[potential](), SELECTIONS[selection](), TIMES[times]()
         assert_discrete_is_direct(net, method, k, t)
         assert_discrete_is_direct(net, method, k, t, log_density=True, kinetic_energy=True)
+
+
+@pytest.mark.parametrize("times", ["numbers", "shared", "own", "both ways"])
+def test_kinetic_energy_backwards_against_the_exact_one(times):
+    t = {
+        "numbers": [2.0, 1.2, 0.5],
+        "shared": torch.tensor([2.0, 1.2, 0.5]),
+        "own": torch.tensor([[2.0, 1.0, 1.5], [1.2, 0.9, 0.0], [0.5, -0.5, -0.5]]),
+        "both ways": torch.tensor([[2.0, 0.3, 1.0], [1.2, 0.9, 1.0], [0.5, 1.4, 1.0]]),
+    }[times]
+    net, z0 = cflow.QuadraticPotential(symmetric(1, D)), torch.randn(3, D, requires_grad=True)
+    inputs = [z0, net.matrix, *([t.requires_grad_()] if isinstance(t, torch.Tensor) else [])]
+    flow = PotentialFlow(net, solver=Solver("rk4", step_size=0.02, gradient="discrete"))
+    path = flow.solve(z0, None, t, kinetic_energy=True)
+    # d‖v‖²/dt = 2 vᵀAv, so ∫½‖v‖² dt is known in the eigenbasis of A; |dt| makes it positive in either direction
+    values, vectors = torch.linalg.eigh(0.5 * (net.matrix[0] + net.matrix[0].mT))
+    rows = torch.as_tensor(t).view(3, -1, 1)
+    span = rows - rows[0]
+    exact = (values * (z0 @ vectors) ** 2 * torch.expm1(2 * values * span) / 4).sum(-1) * span[2].sign().view(1, -1)
+    torch.testing.assert_close(path.kinetic_energy, exact, rtol=1e-7, atol=1e-8)
+    found, wanted = (torch.autograd.grad(x.sin().sum(), inputs) for x in (path.kinetic_energy, exact))
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("method", ["rk4", "adaptive_heun"])

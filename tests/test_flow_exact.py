@@ -318,13 +318,29 @@ def test_potential_is_never_evaluated_outside_the_times(method, per_sample):
     flow = PotentialFlow(net, solver=any_solver(method, 0.3, tol=1e-3, gradient="auto"))
     lo, hi = torch.tensor([0.1, 2.0, 0.7]), torch.tensor([0.9, 2.3, 0.7])
     t = (lo, hi) if per_sample else [0.1, 0.15, 0.9]
-    z0 = torch.randn(3, 2, requires_grad=True)
-    for ordered in (t, tuple(reversed(t))):
-        flow(z0, None, ordered).sum().backward()
+    z0 = torch.randn(3, 2)
+    # far out an adaptive solver's first trial step is longer than the whole way
+    for start, ordered in itertools.product((z0, 1000 * z0), (t, tuple(reversed(t)))):
+        flow(start.requires_grad_(), None, ordered).sum().backward()
     seen = torch.stack(net.seen)
     low, high = (lo, hi) if per_sample else (torch.tensor(0.1), torch.tensor(0.9))
     assert (seen >= low).all()
     assert (seen <= high).all()
+
+
+@pytest.mark.parametrize(("step_size", "steps"), [(0.4, 3), (0.5, 2), (3.0, 1)])
+def test_steps_are_the_fewest_equal_ones(step_size, steps):
+    # of dz/dt = a z over a unit of time, Euler's steps make (1 + a/n)ⁿ
+    flow = PotentialFlow(
+        cflow.QuadraticPotential(0.7 * torch.eye(2)[None]), solver=Solver("euler", step_size=step_size)
+    )
+    z0 = torch.randn(3, 2)
+    path = flow.solve(z0, None, [0.0, 1.0, 2.0])
+    growth = (1 + 0.7 / steps) ** steps
+    torch.testing.assert_close(path.z, torch.stack([z0, growth * z0, growth**2 * z0]))
+    assert path.steps == 2 * steps
+    exactly = Solver("euler", step_size=step_size, max_steps=2 * steps)
+    assert PotentialFlow(flow.net, solver=exactly).solve(z0, None, [0.0, 1.0, 2.0]).steps == 2 * steps
 
 
 def test_step_counts():

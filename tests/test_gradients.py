@@ -92,6 +92,24 @@ def test_switch_time_of_a_time_dependent_flow_on_the_segment_clock(mode):
     assert_same_gradients(z1, exact, [switch, net.c, net.d])
 
 
+@pytest.mark.parametrize("gradient", ["adjoint", "direct", "discrete"])
+@pytest.mark.parametrize(("t0", "t1", "passed"), [(0.5, 2.0, 1), (-0.5, 0.5, 0), (2.0, 0.5, 1), (0.5, -0.5, 0)])
+def test_a_switch_at_an_end_of_the_solve_has_no_gradient(gradient, t0, t1, passed):
+    """The time there moves along the piece that is really passed; the other one is never entered."""
+    net = Drift(torch.randn(2, 3), torch.zeros(2, 3))
+    flow = PotentialFlow(net, solver=Solver("rk4", step_size=0.5, gradient=gradient))
+    times = torch.tensor([t0, t1], requires_grad=True)
+    switch = torch.tensor([-1.0, 0.5, 3.0], requires_grad=True)
+    z0 = torch.randn(2, 3)
+    z1 = flow(z0, Schedule(switch, [0, 1]), times)
+    torch.testing.assert_close(z1, z0 + net.c[passed] * (t1 - t0))
+    direction = torch.randn(2, 3)
+    along_times, along_switch = torch.autograd.grad((z1 * direction).sum(), [times, switch])
+    speed = (net.c[passed] * direction).sum().detach()
+    torch.testing.assert_close(along_times, torch.stack([-speed, speed]))
+    torch.testing.assert_close(along_switch, torch.zeros(3))
+
+
 @MODES
 def test_context(mode):
     net = Drift(torch.randn(2, 3), torch.randn(2, 3))

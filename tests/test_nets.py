@@ -36,6 +36,16 @@ def test_networks(network, likelihood):
         assert torch.isfinite(vae.elbo(x, 0).loss)
 
 
+def test_settings_reach_what_they_set():
+    weights = {"kl_weight": 0.5, "path_kl_weight": 0.25, "pde_weight": 0.125}
+    solver = {"solver": "dopri5", "step_size": None, "rtol": 1e-3, "atol": 1e-4, "gradient": "direct"}
+    vae = nets.build_vae(latent_dim=2, width=4, divergence="hutchinson", **weights, **solver)
+    assert {name: getattr(vae, name) for name in weights} == weights
+    assert vae.flow.solver == cflow.Solver("dopri5", rtol=1e-3, atol=1e-4, gradient="direct")
+    assert vae.flow.divergence_estimator == "hutchinson"
+    assert nets.build_vae(latent_dim=2, width=4).flow.solver == cflow.Solver("rk4", step_size=1.0)
+
+
 @pytest.mark.parametrize("potential", nets.POTENTIALS)
 def test_potentials_by_name(potential):
     for time_dependent in (False, True):

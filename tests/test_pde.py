@@ -106,6 +106,17 @@ def test_loss_is_the_mean_square_and_the_initial_condition():
         pde.loss(z, k, [0.0, 1.0])
 
 
+@pytest.mark.parametrize(
+    "t", [[0.5, 1.0, 3.0], torch.tensor([[0.5, 2.0], [1.0, 1.0], [3.0, 0.0]])], ids=["shared", "own"]
+)
+def test_the_initial_condition_holds_at_the_first_time(t):
+    net, z, k = Explosion(torch.randn(3, 2)), torch.randn(3, 2, 2), torch.tensor([2, 0])
+    plain, with_start = (HamiltonJacobi(net, Constant([0.0] * 3), initial_weight=w).loss(z, k, t) for w in (0.0, 1.5))
+    first = torch.as_tensor(t).view(3, -1)[0]
+    start = ((z[0] - net.centres[k]) / (first + net.c)[:, None]).square().sum(-1).mean()
+    torch.testing.assert_close(with_start - plain, 1.5 * start)
+
+
 @pytest.mark.parametrize("make", [cflow.MLPPotential, cflow.RidgePotential])
 def test_residual_of_networks_against_finite_differences(make):
     net, force = make(3, 2), cflow.MLPPotential(3, 2)

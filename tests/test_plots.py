@@ -75,11 +75,15 @@ def test_gif_has_one_frame_a_time(tmp_path, examples) -> None:
         for t in range(5):
             gif.seek(t)
             pictures.append(np.asarray(gif.convert("RGB"), dtype=float) / 255)
-    # The first image of the first row, at 4 screen pixels a pixel below the two lines of labels.
+    # The first image of the first row in each half, at 4 screen pixels a pixel below the two lines of labels.
     for t in range(5):
         block = pictures[t][44 : 44 + 24 : 4, 6 : 6 + 24 : 4]
         first = (true if examples is None else true[:, 0])[0, t].permute(1, 2, 0).numpy()
         assert np.abs(block - first).mean() < 0.1  # 255 colours for the whole animation
+        right = 2 * 6 + 24 * (examples or 1)  # two margins and the true half
+        block = pictures[t][44 : 44 + 24 : 4, right : right + 24 : 4]
+        first = (generated if examples is None else generated[:, 0])[0, t].permute(1, 2, 0).numpy()
+        assert np.abs(block - first).mean() < 0.1
 
 
 def test_gif_labels_keep_their_colours_among_images_of_others(tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import cflow
 from cflow.potentials.base import field_of, value
@@ -88,6 +89,50 @@ def test_time_features_keep_the_precision_of_the_model():
     net = cflow.MLPPotential(8, 1)
     frequency = net.float().double().time.frequency
     torch.testing.assert_close(frequency[:4], torch.logspace(0, -4, 4), rtol=1e-15, atol=0)
+
+
+def time_features(t, dim):
+    """Half sines, half cosines of frequencies 1 … 1e−4: (B, F) of times (B,)."""
+    phase = t[:, None] * torch.logspace(0, -4, max(dim // 2, 4))
+    return torch.cat([phase.sin(), phase.cos()], 1)
+
+
+def random_parameters(net):
+    """Parameters by name, none of them near a start that would hide its part."""
+    for p in net.parameters():
+        p.data.normal_()
+    return dict(net.named_parameters())
+
+
+TIMES = pytest.mark.parametrize("t", [torch.tensor(1.3), torch.tensor([0.0, 0.7, 3.0, 8.0])], ids=["shared", "own"])
+
+
+@TIMES
+@pytest.mark.parametrize("output_tanh", [False, True])
+@pytest.mark.parametrize("dim", [3, 9])
+def test_the_mlp_is_what_its_docstring_says(t, output_tanh, dim):
+    net = cflow.MLPPotential(dim, 2, hidden=5, output_tanh=output_tanh)
+    p, z = random_parameters(net), torch.randn(4, dim)
+    s, wanted = time_features(t.double().expand(4), dim), []
+    for k in range(2):
+        rows = slice(5 * k, 5 * k + 5)
+        hidden = nn.functional.gelu(s @ p["time.w1"][rows].mT + p["time.b1"][rows])
+        tau = hidden @ p["time.w2"][k].mT + p["time.b2"][k, 0]
+        h1 = torch.tanh(z @ p["w1"][rows].mT + p["b1"][rows]) + tau
+        u = torch.tanh(h1 @ p["w2"][k].mT + p["b2"][k, 0]) @ p["a"][k, 0]
+        wanted.append(torch.tanh(u + p["b"][k]) if output_tanh else u)
+    torch.testing.assert_close(net(z, t.double()), torch.stack(wanted, 1))
+
+
+@TIMES
+@pytest.mark.parametrize("dim", [3, 9])
+def test_the_ridges_are_what_their_docstring_says(t, dim):
+    net = cflow.RidgePotential(dim, 2, hidden=5)
+    p, z = random_parameters(net), torch.randn(4, dim)
+    hidden = nn.functional.gelu(time_features(t.double().expand(4), dim) @ p["time.w1"].mT + p["time.b1"])
+    da, db = (hidden @ p["time.w2"].mT + p["time.b2"]).view(4, 2, 2, 5).unbind(1)
+    x = (z @ p["w"].mT + p["b"]).view(4, 2, 5) + db
+    torch.testing.assert_close(net(z, t.double()), ((p["a"] + da) * torch.cosh(x).log()).sum(-1))
 
 
 def test_far_ridges_do_not_overflow():

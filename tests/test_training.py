@@ -7,10 +7,14 @@ import pytest
 import torch
 
 import cflow
+from cflow import metrics
+from cflow.data import make_sequence
+from cflow.data.digits import load_digits
 
 pl = pytest.importorskip("pytorch_lightning")
 
 from cflow.training import results  # noqa: E402
+from cflow.training.callbacks import checkpoint_callbacks  # noqa: E402
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
 from cflow.training.module import FlowVAEModule, draw_frames, learning_rate_factor  # noqa: E402
 from cflow.training.threads import FasterThreads  # noqa: E402
@@ -94,6 +98,88 @@ def test_a_fit_learns_and_its_weights_load_without_lightning(tmp_path) -> None:
     torch.testing.assert_close(vae.traverse(x, 1, [0, 4]), module.vae.traverse(x, 1, [0, 4]))
     stored = torch.load(path, weights_only=True)["hyper_parameters"]["model_config"]
     assert stored == module.model_config
+
+
+def test_a_training_step_weights_its_random_frames(tmp_path, monkeypatch) -> None:
+    module, data, seen = FlowVAEModule(**SMALL, frames_per_step=2), SequenceDataModule(num_frames=5), []
+    elbo = module.vae.elbo
+
+    def recorded(x, k=None, t=None, mask=None, context=None):
+        seen.append((x, k, t, mask))
+        return elbo(x, k, t, mask, context)
+
+    monkeypatch.setattr(module.vae, "elbo", recorded)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
+    x, k, t, mask = seen[0]
+    assert torch.equal(mask, torch.tensor([0.0, 3.0, 2.0]).expand(96, 3))  # the input, and one frame of either stretch
+    assert k.unique().tolist() == [0, 1, 2]
+    torch.testing.assert_close(x, data.sequences(x[:, 0], k, t), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_errors_are_those_of_the_images_held_out_for_them(split, tmp_path) -> None:
+    module = FlowVAEModule(**SMALL)
+    data = SequenceDataModule(val_samples=20, test_samples=20, batch_size=8, num_frames=3)  # batches of 8, 8 and 4
+    measure = trainer(tmp_path).validate if split == "val" else trainer(tmp_path).test
+    found = measure(module, data, verbose=False)[0]
+    x0, model = data.to_float(load_digits(split)[:20]), module.vae.eval()
+    wanted, copied = {}, {}
+    for k, name in enumerate(data.transformations):
+        x = make_sequence(x0, k, data.times)
+        wanted[f"equivariance_error/{name}"] = metrics.equivariance_error(model, x, k).sum(0).mean().item()
+        copied[f"copy_input/{name}"] = metrics.copy_input(x).sum(0).mean().item()
+    if split == "val":
+        assert found["val/equivariance_error"] == pytest.approx(sum(wanted.values()) / 3, rel=1e-4)
+        return
+    wanted |= copied | {"reconstruction_l1": metrics.reconstruction_l1(model, x0).mean().item()}
+    assert {key: found[key] for key in wanted} == pytest.approx(wanted, rel=1e-4)
+
+
+class Scores(pl.LightningModule):
+    """Validation errors 3, 1, 2 after the steps 1, 2, 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.ones(()))
+
+    def training_step(self, batch, batch_idx):
+        return self.w.square()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/equivariance_error", [3.0, 1.0, 2.0][self.global_step - 1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_the_best_checkpoint_has_the_smallest_error_and_the_last_one_all_steps(tmp_path) -> None:
+    settings = {"max_steps": 3, "val_check_interval": 1, "num_sanity_val_steps": 0, "enable_checkpointing": True}
+    loader = torch.utils.data.DataLoader(torch.zeros(3))
+    trainer(tmp_path, callbacks=checkpoint_callbacks(tmp_path), **settings).fit(Scores(), loader, loader)
+    steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in tmp_path.glob("*.ckpt")}
+    assert steps == {"best.ckpt": 2, "last.ckpt": 3}
+
+
+def test_pictures_are_of_test_images_each_row_along_its_own_flow(tmp_path, monkeypatch) -> None:
+    module, data, drawn = FlowVAEModule(**SMALL), SequenceDataModule(num_frames=4), []
+    monkeypatch.setattr(results, "traversal_gif", lambda path, *frames: drawn.extend(frames[:2]) or path)
+    results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=2)
+    true, made = drawn
+    assert true.shape == made.shape == (3, 2, 4, 3, 28, 28)
+    test = data.to_float(load_digits("test"))
+    shown = torch.cdist(true[:, :, 0].flatten(2), test.flatten(1))
+    assert shown.amin(-1).max() < 0.01  # 0 but for rounding
+    index = shown.argmin(-1)
+    assert index.unique().numel() == 6
+    for k in range(3):
+        x0 = test[index[k]]
+        torch.testing.assert_close(true[k], make_sequence(x0, k, data.times))
+        torch.testing.assert_close(made[k], module.vae.traverse(x0, k, data.times).transpose(0, 1))
+
+
+def test_the_table_compares_with_the_best_trivial_answer() -> None:
+    errors = {"equivariance_error/hue": 80.0, "copy_input/hue": 400.0, "black/hue": 160.0, "no_flow/hue": 200.0}
+    assert results.table(errors).splitlines()[1].split() == ["hue", "80.0", "400.0", "160.0", "200.0", "2.00"]
 
 
 def test_fits_with_the_same_seed_are_equal(tmp_path) -> None:

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from exact import symmetric
+from exact import Drift, symmetric
 from torch import nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
@@ -119,6 +119,8 @@ def test_the_likelihood_of_frames():
     for k in (None, 1, torch.tensor([0, 1, 0, 1, 0, 1])):
         torch.testing.assert_close(metrics.log_likelihood(vae, x, k, num_samples=3), wanted)
     torch.testing.assert_close(metrics.log_likelihood(vae, x[:, None], 1, num_samples=3), wanted)
+    several = 3 * metrics.ROWS // 2  # not all at once, and fewer in the last part
+    torch.testing.assert_close(metrics.log_likelihood(vae, x[:1], num_samples=several), wanted[:1])
     with pytest.raises(cflow.ArgumentError, match=r"^k: expected a flow 0 to 1"):
         metrics.log_likelihood(vae, x, 2, num_samples=3)
 
@@ -189,6 +191,7 @@ def test_hamilton_jacobi_term():
     torch.manual_seed(1)
     path = flow.solve(normal_posterior(x[:, 0]).rsample(), 1, list(range(FRAMES)))
     torch.testing.assert_close(elbo.hj, pde.loss(path.z, 1, path.t))
+    torch.testing.assert_close(elbo.loss, -elbo.value + 0.1 * elbo.hj)
     elbo.loss.backward()
     assert all(p.grad is not None for p in vae.parameters())
 
@@ -308,6 +311,28 @@ def test_latent_flows_are_drawn_per_sample():
     assert noisy.std() > 0
 
 
+def test_a_latent_flow_is_one_of_them_and_its_gradient_that_of_the_softmax():
+    logits = torch.randn(50, 2, requires_grad=True)
+    vae = model(flow_posterior=Posterior(lambda x: logits))
+    net = Drift(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.zeros(2, 2))
+    vae.flow, vae.temperature = PotentialFlow(net, solver=Solver("rk4", step_size=1.0)), 0.5
+    vae.encoder.make = lambda x: Independent(Normal(torch.zeros(50, 2), 1e-9), 1)  # z_t = t · the flow's speed
+    decoded = []
+    vae.decoder.register_forward_pre_hook(lambda _, inputs: decoded.append(inputs[0]))
+    x = torch.randn(50, 2, PIXELS)
+    torch.manual_seed(8)
+    vae.elbo(x)
+    speed = decoded[0][1].detach().round(decimals=6)
+    assert {tuple(row) for row in speed.tolist()} == {(1.0, 0.0), (0.0, 2.0)}
+    torch.manual_seed(8)
+    softened = torch.nn.functional.gumbel_softmax(logits, tau=0.5)  # the same noise
+    direction = torch.randn(50, 2)
+    found, wanted = (
+        torch.autograd.grad((direction * y).sum(), logits) for y in (decoded[0][1], softened @ net.c.detach())
+    )
+    torch.testing.assert_close(found, wanted)
+
+
 def test_encode_decode_traverse_sample():
     vae = model().eval()
     x = torch.randn(5, PIXELS)
@@ -320,8 +345,10 @@ def test_encode_decode_traverse_sample():
     torch.testing.assert_close(copy.deepcopy(vae).traverse(x, 0, [0, 2]), vae.traverse(x, 0, [0, 2]))
     for empty in (vae.traverse(x[:0], 0, [0.0, 1.0]), vae.sample(0, 0, [0.0, 1.0])):
         assert empty.shape == (2, 0, PIXELS)
-    draws = torch.stack([vae.sample(2000, 0, [0.0])[0].mean(0) for _ in range(5)])  # of the decoder's mean, C z
-    assert (draws.mean(0).abs() < 5 * vae.decoder.c.norm(dim=1) / 1e4**0.5).all()
+    draws = vae.sample(10_000, 0, [0.0])[0]  # of the decoder's mean, C z
+    deviation = vae.decoder.c.norm(dim=1)
+    assert (draws.mean(0).abs() < 5 * deviation / 1e4**0.5).all()
+    assert (draws.var(0) / deviation**2 - 1).abs().max() < 5 * (2 / 1e4) ** 0.5
 
 
 def test_state_dicts_copies_and_precision():

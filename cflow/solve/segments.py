@@ -7,7 +7,6 @@ one segment where all rows share their times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -82,15 +81,15 @@ class Plan:
         key = key.gather(0, order)
         return Plan(order, order.argsort(dim=0)[: len(times)], piece, (key - key[:1]).cpu(), slack)
 
-    def segments(self, times: Tensor, selection: Selection, batch: int) -> Iterator[Segment]:
-        """Yield the segments; differentiable in times (N,) or (N, B), boundaries (both in float64) and weights."""
+    def segments(self, times: Tensor, selection: Selection, batch: int) -> list[Segment]:
+        """The segments; differentiable in times (N,) or (N, B), boundaries (both in float64) and weights."""
         boundaries = selection.boundaries
         knots = _columns(times)
         if boundaries is not None:
             knots = _columns(_cat_knots(times, boundaries)).gather(0, self.order)
         shared = knots.shape[1] == 1 and times.ndim == 1 and (boundaries is None or boundaries.ndim == 1)
         pieces = self.piece[:, 0].tolist() if shared and not knots.requires_grad else list(range(len(self.piece)))
-        first = 0
+        found, first = [], 0
         while first < len(pieces):
             last = first + 1
             while last < len(pieces) and pieces[last] == pieces[first]:
@@ -104,8 +103,9 @@ class Plan:
                 start, end = start - offset, end - offset
             passed = self.passed[first : last + 1]
             outputs = (passed[1:] - passed[:1]).amax(1).tolist() if passed.shape[1] else [0.0] * (last - first)
-            yield Segment(selection.piece(piece, batch), start, end, tuple(outputs), origin)
+            found.append(Segment(selection.piece(piece, batch), start, end, tuple(outputs), origin))
             first = last
+        return found
 
     def at_requested(self, states: Tensor) -> Tensor:
         """Each row's states at its requested times out of those at all knots, (M, B, C) → (N, B, C)."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from ..errors import IntegrationError
+from ..errors import ArgumentError, IntegrationError
 from ..fields import Rows, velocity_field
-from ..modes import traced
+from ..modes import concrete, traced
 from ..potentials.autograd import Compiled
 from ..potentials.base import is_closed
 from ..potentials.checks import check_potential
@@ -54,14 +54,17 @@ class Solve:
         Raises:
             IntegrationError: NaN or infinity, too many steps, or steps that shrink to nothing.
         """
-        plan, selection = Plan.make(requested, self.selection), self.selection
-        if selection.boundaries is not None:
-            selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
+        selection = self.selection
         self._check_start(z0, requested)
+        with concrete():
+            plan = Plan.make(requested, selection)
+            times = requested.values.to(z0.device).double()
+            if selection.boundaries is not None:
+                selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
+            cut = plan.segments(times, selection, len(z0))
         integrator = Integrator(self.solver, plan.slack, self.costs)
         states, segments = [self.state.start(z0)], []
-        times = requested.values.to(z0.device).double()
-        for index, segment in enumerate(plan.segments(times, selection, len(z0))):
+        for index, segment in enumerate(cut):
             if index == 0 or selection.boundaries is not None:
                 self._check_potential(z0, segment)
             segments.append((states[-1], segment))
@@ -72,7 +75,16 @@ class Solve:
         return plan.at_requested(knots)
 
     def _check_start(self, z0: Tensor, times: Times) -> None:
-        if not traced() and not bool(torch.isfinite(z0.detach()).all()):
+        if traced():
+            try:
+                times.values.tolist()
+            except RuntimeError:
+                raise ArgumentError(
+                    "t: torch.func.vmap and torch.export hide the values of these times, by which a solve chooses its "
+                    "steps; give plain numbers, or map over flows and states alone"
+                ) from None
+            return
+        if not bool(torch.isfinite(z0.detach()).all()):
             raise IntegrationError(
                 "z0: expected finite states, got NaN or infinity; look for what made them",
                 t=float(times.values.detach().flatten()[0]),
