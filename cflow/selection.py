@@ -119,6 +119,8 @@ class Selection:
 
     def piece(self, index: Tensor, batch: int) -> Tensor:
         """The entry of each sample's own piece, () or (B,): flows () or (B,), or weights (K,) or (B, K)."""
+        if self.boundaries is None:
+            return self.chosen[0]
         if index.ndim == 0 or not self._per_sample:
             return self.chosen[index]
         return self.chosen[index, torch.arange(batch, device=self.chosen.device)]

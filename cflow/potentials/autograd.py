@@ -17,6 +17,7 @@ import torch
 import torch._functorch.config
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from ..modes import transformed
 from .field import Linearization, RecordedLinearization, Tensors, Time, VelocityField
 
@@ -70,6 +71,11 @@ class ModuleField(AutogradField):
         self, net: nn.Module, weights: Tensor, context: Tensor | None = None, compiled: Compiled | None = None
     ) -> None:
         super().__init__(net, weights, context)
+        if torch.compiler.is_compiling():
+            raise ArgumentError(
+                f"potential: torch.export and torch.compile do not see through the gradient of {type(net).__name__}; "
+                "export flows of cflow's own potentials, or compile with PotentialFlow(…, compile=True)"
+            )
         # torch.autograd takes half the time of torch.func, which alone works where a transformation looks on
         self.ways = compiled.ways if compiled is not None else BY_FUNC if transformed() else BY_AUTOGRAD
         self.both = self.ways.exact

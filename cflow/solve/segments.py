@@ -7,11 +7,13 @@ one segment where all rows share their times.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..modes import concrete
 from ..selection import Selection, earlier_boundary
 from ..times import Times
 
@@ -83,13 +85,21 @@ class Plan:
 
     def segments(self, times: Tensor, selection: Selection, batch: int) -> list[Segment]:
         """The segments; differentiable in times (N,) or (N, B), boundaries (both in float64) and weights."""
+        with concrete():
+            cut = list(self._cut(times, selection))
+        return [Segment(selection.piece(piece, batch), *others) for piece, *others in cut]
+
+    def _cut(
+        self, times: Tensor, selection: Selection
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, tuple[float, ...], Tensor]]:
+        """Piece, start, end, outputs and origin of every segment."""
         boundaries = selection.boundaries
         knots = _columns(times)
         if boundaries is not None:
             knots = _columns(_cat_knots(times, boundaries)).gather(0, self.order)
         shared = knots.shape[1] == 1 and times.ndim == 1 and (boundaries is None or boundaries.ndim == 1)
         pieces = self.piece[:, 0].tolist() if shared and not knots.requires_grad else list(range(len(self.piece)))
-        found, first = [], 0
+        first = 0
         while first < len(pieces):
             last = first + 1
             while last < len(pieces) and pieces[last] == pieces[first]:
@@ -103,9 +113,8 @@ class Plan:
                 start, end = start - offset, end - offset
             passed = self.passed[first : last + 1]
             outputs = (passed[1:] - passed[:1]).amax(1).tolist() if passed.shape[1] else [0.0] * (last - first)
-            found.append(Segment(selection.piece(piece, batch), start, end, tuple(outputs), origin))
+            yield piece, start, end, tuple(outputs), origin
             first = last
-        return found
 
     def at_requested(self, states: Tensor) -> Tensor:
         """Each row's states at its requested times out of those at all knots, (M, B, C) → (N, B, C)."""

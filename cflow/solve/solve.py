@@ -61,7 +61,7 @@ class Solve:
             times = requested.values.to(z0.device).double()
             if selection.boundaries is not None:
                 selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
-            cut = plan.segments(times, selection, len(z0))
+        cut = plan.segments(times, selection, len(z0))
         integrator = Integrator(self.solver, plan.slack, self.costs)
         states, segments = [self.state.start(z0)], []
         for index, segment in enumerate(cut):

@@ -12,6 +12,8 @@ from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
+from ..modes import concrete
+
 
 @dataclass(frozen=True)
 class Tableau:
@@ -50,10 +52,11 @@ def tableau(method: str) -> Tableau | None:
         True
     """
     cls = SOLVERS[method]
-    if issubclass(cls, RKAdaptiveStepsizeODESolver):
-        return _adaptive(cls.tableau)
-    if issubclass(cls, FixedGridODESolver) and "adams" not in method:
-        return _fixed(cls)
+    with concrete():
+        if issubclass(cls, RKAdaptiveStepsizeODESolver):
+            return _adaptive(cls.tableau)
+        if issubclass(cls, FixedGridODESolver) and "adams" not in method:
+            return _fixed(cls)
     return None
 
 
