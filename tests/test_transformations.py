@@ -111,7 +111,7 @@ def test_export(name):
 
 
 def test_what_cannot_be_transformed_says_so():
-    with pytest.raises(cflow.CflowError, match="torch.export"):
+    with pytest.raises(cflow.CflowError, match=r"torch\.export"):
         torch.export.export(PotentialFlow(Users(), solver=RK4), (torch.randn(B, D), 1, (0.0, 1.0)))
     flow, z = PotentialFlow(cflow.MLPPotential(D, K), solver="dopri5"), torch.randn(B, D)
     with pytest.raises(cflow.CflowError, match="fixed-step"):

@@ -87,7 +87,10 @@ class Plan:
         """The segments; differentiable in times (N,) or (N, B), boundaries (both in float64) and weights."""
         with concrete():
             cut = list(self._cut(times, selection))
-        return [Segment(selection.piece(piece, batch), *others) for piece, *others in cut]
+        return [
+            Segment(selection.piece(piece, batch), start, end, outputs, origin)
+            for piece, start, end, outputs, origin in cut
+        ]
 
     def _cut(
         self, times: Tensor, selection: Selection
