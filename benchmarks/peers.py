@@ -4,41 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 import torchdiffeq
-from common import Call, HostReads
 from original import AutogradField, OriginalField, StackedField, check_same_velocity
+from peer import STEPS, Peer
 from problems import HORIZON, TOLERANCE, Problem, Solve, can_compile, modes, solver
 from torch import Tensor
-
-STEPS = 8  # of rk4
-
-
-@dataclass(frozen=True)
-class Peer:
-    """One way to solve a problem.
-
-    Attributes:
-        name: library, and how it is used.
-        forward: an inference solve; returns the end states (B, D), a tensor or a NumPy-like array.
-        training: a solve and the gradients of the loss; returns those to z0 (B, D) and to every parameter.
-        evaluations: velocity evaluations of one forward solve.
-        block: waits for what `forward` or `training` returned, where a library computes asynchronously.
-    """
-
-    name: str
-    forward: Callable[[], Any]
-    training: Callable[[], Any]
-    evaluations: Callable[[], int]
-    block: Callable[[Any], object] = field(default=lambda result: result)
-
-    def timed(self, call: Callable[[], Any]) -> Call:
-        """The call, waited for."""
-        return lambda: self.block(call())
 
 
 def cflow_peers(problem: Problem, method: str) -> Iterator[Peer]:
@@ -149,10 +123,3 @@ def _torch_peer(name: str, problem: Problem, velocity: AutogradField, solve: Sol
         return velocity.nfe
 
     return Peer(name, forward, problem.training(solve, list(velocity.parameters())), evaluations)
-
-
-def host_reads(peer: Peer, device: torch.device) -> int:
-    """Numbers that the host reads in one forward solve; for PyTorch's libraries only."""
-    with HostReads(device) as reads:
-        peer.forward()
-    return int(reads.count)

@@ -17,12 +17,12 @@ import importlib.resources
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from common import device_of, machine, one_line, print_table, quartiles, threads, write_json
+from measuring import quartiles, threads
 from original import OriginalField
+from report import command_line, machine, one_line, print_table, write_json
 from torch import Tensor, nn
 
 import cflow
@@ -220,13 +220,10 @@ def _cells(rows: Sequence[dict[str, Any]], base: dict[str, float]) -> Iterator[t
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "training_iteration", rounds=20)
     parser.add_argument("--presets", nargs="+", default=["digits", "mnist"], choices=("digits", "mnist"))
     parser.add_argument("--data-root", help="folder of MNIST; random images stand in for it by default")
-    parser.add_argument("--device", type=device_of, default=torch.device("cpu"), help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="threads on a CPU (default 1)")
-    parser.add_argument("--rounds", type=int, default=20, help="timed iterations of each scheme (default 20)")
-    parser.add_argument("--json", type=Path, default=Path("training_iteration.json"), help="file for the results")
     return parser.parse_args(words)
 
 

@@ -1,5 +1,7 @@
 """The benchmarks run in a small configuration, and what they keep has the shape that their readers expect."""
 
+import ast
+import graphlib
 import importlib
 import importlib.util
 import json
@@ -37,24 +39,71 @@ def small():
     return script("problems").Size(6, 2, 5)
 
 
+def problem_of(size):
+    return script("problems").Problem.make(size, CPU)
+
+
+# --- what they may know of cflow, and of each other -----------------------------------------------------------
+
+PUBLIC = ("cflow.plots", "cflow.data", "cflow.metrics", "cflow.nets", "cflow.pde", "cflow.training")
+
+
+def imports(tree):
+    """(module, name or None) of every import of a file, those by `importlib.import_module` with a literal included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from ((x.value, None) for x in node.args if isinstance(x, ast.Constant))
+
+
+@pytest.fixture(scope="module")
+def trees():
+    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.py")}
+
+
+def test_benchmarks_use_the_public_api_only(trees) -> None:
+    seen = set()
+    for name, tree in trees.items():
+        for module, what in imports(tree):
+            if module.split(".")[0] == "cflow":
+                whole = module if what is None or module != "cflow" or what in cflow.__all__ else f"{module}.{what}"
+                assert whole == "cflow" or whole.startswith(PUBLIC), f"{name} imports {whole}"
+                assert not (what or "").startswith("_"), f"{name} imports {what}"
+                seen.add(whole)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cflow":
+                assert node.attr in cflow.__all__, f"{name} uses cflow.{node.attr}"
+    assert seen >= {"cflow", "cflow.plots", "cflow.training.module"}
+
+
+def test_benchmarks_import_each_other_in_one_direction(trees) -> None:
+    needs = {name: {module for module, _ in imports(tree)} & set(trees) for name, tree in trees.items()}
+    order = tuple(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError
+    assert "peers_jax" in needs["peers"]  # also what is imported late
+    assert order.index("measuring") < order.index("solver_cost")
+
+
 # --- clocks, counters, memory --------------------------------------------------------------------------------
 
 
 def test_interleaved_calls_share_their_rounds() -> None:
-    common, runs = script("common"), []
-    seconds = common.interleave(
+    measuring, runs = script("measuring"), []
+    seconds = measuring.interleave(
         {"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, device=CPU, rounds=4, least=0
     )
     assert {len(timing.rounds) for timing in seconds.values()} == {4}
     assert runs[-8:] != ["a", "b"] * 4  # the order changes
     assert sorted(runs[-8:]) == ["a"] * 4 + ["b"] * 4
-    slow, fast = common.Timing((2.0, 6.0, 4.0)), common.Timing((1.0, 2.0, 4.0))
+    slow, fast = measuring.Timing((2.0, 6.0, 4.0)), measuring.Timing((1.0, 2.0, 4.0))
     assert slow.over(fast).rounds == (2.0, 3.0, 1.0)  # round by round
     assert slow.document() == {"median": 4.0, "low": 3.0, "high": 5.0, "rounds": 3.0}
 
 
 def test_a_budget_ends_the_rounds() -> None:
-    seconds = script("common").interleave({"a": lambda: None}, device=CPU, rounds=10**6, budget=0.05)
+    seconds = script("measuring").interleave({"a": lambda: None}, device=CPU, rounds=10**6, budget=0.05)
     assert 3 <= len(seconds["a"].rounds) < 10**6
 
 
@@ -73,7 +122,7 @@ class Hoarder(torch.autograd.Function):
 
 
 def test_held_bytes_counts_what_is_saved_once_and_nothing_older() -> None:
-    held = script("common").held_bytes
+    held = script("measuring").held_bytes
     x = torch.randn(1000, requires_grad=True)
     y = torch.randn(1000)
     scalar = 4
@@ -83,22 +132,30 @@ def test_held_bytes_counts_what_is_saved_once_and_nothing_older() -> None:
     assert held(lambda: (x * 2).detach().sum()) == scalar  # released before the end of the pass
 
 
+def test_peak_bytes_count_what_is_alive_at_one_time() -> None:
+    peak = script("measuring").peak_bytes
+    x = torch.randn(1000)
+    assert peak(lambda: x.exp(), CPU) == 4000
+    assert peak(lambda: [x.exp(), x.sin()], CPU) == 8000
+    assert peak(lambda: (x.exp().sum(), x.sin().sum()), CPU) < 5000  # one after the other
+    assert peak(lambda: None, CPU) == 0
+
+
 def test_host_reads_are_counted_for_solves() -> None:
-    common, problems = script("common"), script("problems")
+    measuring, problems = script("measuring"), script("problems")
     problem = problems.Problem.make(small(), CPU)
-    with common.HostReads() as reads:
+    with measuring.HostReads() as reads:
         problem.forward(problem.solve(problems.solver("dopri5")))()
     assert reads.count > 0
-    with common.HostReads("cuda") as reads:  # on CUDA only tensors that lie there count
+    with measuring.HostReads("cuda") as reads:  # on CUDA only tensors that lie there count
         bool(torch.ones(()) > 0)
     assert reads.count == 0
 
 
 def test_without_cuda_its_measurements_say_so(monkeypatch) -> None:
-    common = script("common")
-    assert common.peak_bytes(lambda: None, CPU) is None
-    assert common.cuda_synchronisations(lambda: None, CPU) is None
-    assert common.capture(lambda: None, CPU) is None
+    measuring = script("measuring")
+    assert measuring.cuda_synchronisations(lambda: None, CPU) is None
+    assert measuring.capture(lambda: None, CPU) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         script("solver_cost").arguments(["--device", "cuda"])
@@ -107,7 +164,7 @@ def test_without_cuda_its_measurements_say_so(monkeypatch) -> None:
 def test_synchronisations_are_those_that_cuda_warns_of(monkeypatch) -> None:
     import warnings
 
-    common, modes = script("common"), [0]
+    measuring, modes = script("measuring"), [0]
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
 
@@ -116,7 +173,7 @@ def test_synchronisations_are_those_that_cuda_warns_of(monkeypatch) -> None:
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    assert common.cuda_synchronisations(call, torch.device("cuda")) == 2
+    assert measuring.cuda_synchronisations(call, torch.device("cuda")) == 2
     assert modes == [0, "warn", 0]
 
 
@@ -141,7 +198,7 @@ def test_events_time_cuda(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     calls = []
-    assert script("common").stopwatch(lambda: calls.append(1), 4, torch.device("cuda")) == pytest.approx(0.25)
+    assert script("measuring").stopwatch(lambda: calls.append(1), 4, torch.device("cuda")) == pytest.approx(0.25)
     assert len(calls) == 4
     assert len(waited) == 2
 
@@ -157,7 +214,7 @@ def test_fields_by_autograd_are_the_potentials_own(dim, kind) -> None:
     field = getattr(original, kind)(problem.net, problem.w)
     assert original.check_same_velocity(problem.net, field, problem.z0, tolerance=1e-12) < 1e-12
     per_row = torch.linspace(0, 8, 7, dtype=torch.float64)
-    v = problem.net.gradient(problem.z0, problem.w, per_row)[0]
+    v = cflow.PotentialFlow(problem.net).velocity(problem.z0, problem.w, per_row)
     assert original.relative_difference(field(per_row, problem.z0), v) < 1e-12
     span = torch.tensor(problems.HORIZON, dtype=torch.float64)
     solve = lambda z0: torchdiffeq.odeint(field, z0, span, method="rk4", options={"step_size": 1.0})[-1]  # noqa: E731
@@ -237,7 +294,8 @@ def test_solver_cost_document(document) -> None:
     assert rk4["gradient_error"] < 1e-2 < found["euler", "adjoint"]["gradient_error"]
     assert found["rk4", "adjoint"]["held_bytes"] < rk4["held_bytes"] / 3
     assert rk4["step_seconds"] == pytest.approx(rk4["forward"]["median"] / 8)
-    assert all(row["peak_bytes"] is None and row["synchronisations_a_step"] is None for row in rows)
+    assert all(row["peak_bytes"] > 0 and row["synchronisations_a_step"] is None for row in rows)
+    assert all(row["peak_bytes"] >= row["held_bytes"] for row in rows if row["gradient"] == "direct")
     assert {graph["call"] for graph in document["graphs"]} == {"velocity", "rk4 step"}
     assert all(graph["graph"] is None and set(graph["eager"]) == TIMING for graph in document["graphs"])
 
@@ -253,13 +311,13 @@ def test_solver_cost_sweeps(document) -> None:
 
 
 def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
-    cost, common, precision = script("solver_cost"), script("common"), script("precision")
+    cost, report, precision = script("solver_cost"), script("report"), script("precision")
     cost.show(document)
     table = capsys.readouterr().out
     assert "D=6 K=2 batch=5, 1 thread(s)" in table
     for words in ("euler step, original", "rk4, direct", "skipped scipy_solver, direct", "no CUDA graph"):
         assert words in table
-    common.write_json(tmp_path / "kept" / "cost.json", document | {"bad": float("nan")})
+    report.write_json(tmp_path / "kept" / "cost.json", document | {"bad": float("nan")})
     kept = json.loads((tmp_path / "kept" / "cost.json").read_text(encoding="utf-8"))
     assert kept["bad"] is None
     assert kept["rows"] == document["rows"]
@@ -311,7 +369,7 @@ def test_quick_mode_is_one_size() -> None:
 
 def test_against_peers_compares_answers_before_it_times(capsys) -> None:
     against = script("against_peers")
-    rows, skipped = against.compare(small(), "rk4", ["cflow", "torchdiffeq"], rounds=3, budget=0.2)
+    rows, skipped = against.compare(problem_of(small()), "rk4", ["cflow", "torchdiffeq"], rounds=3, budget=0.2)
     assert skipped == {}
     names = [row["library"] for row in rows]
     assert {"cflow, direct", against.BASE, "torchdiffeq odeint, stacked field"} <= set(names)
@@ -328,7 +386,7 @@ def test_against_peers_compares_answers_before_it_times(capsys) -> None:
 
 def test_where_the_time_of_a_solve_goes() -> None:
     against = script("against_peers")
-    document = against.run([small()], ["rk4"], ["cflow"], rounds=3, budget=0.2)
+    document = against.run([small()], ["rk4"], ["cflow"], device=CPU, rounds=3, budget=0.2)
     (found,) = document["where_time_goes"]
     assert found["nfe"] == 32
     assert set(found["parts"]) == {"products", "rest_of_evaluations", "steps"}
@@ -340,8 +398,9 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     against, peers = script("against_peers"), script("peers")
 
     def liar(problem, method):
-        one_step = lambda z: z + problem.net.gradient(z, problem.w, torch.tensor(0.0))[0]  # noqa: E731
-        yield peers.Peer("liar", problem.forward(one_step), problem.training(one_step), lambda: 1)
+        flow = cflow.PotentialFlow(problem.net)
+        one_step = lambda z: z + flow.velocity(z, problem.w, 0.0)  # noqa: E731
+        yield script("peer").Peer("liar", problem.forward(one_step), problem.training(one_step), lambda: 1)
 
     def missing(problem, method):
         raise ModuleNotFoundError("No module named 'missing'")
@@ -351,7 +410,7 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     monkeypatch.setitem(peers.MAKERS, "missing", missing)
     monkeypatch.setitem(peers.MAKERS, "empty", lambda problem, method: iter([]))
     libraries = ["liar", "missing", "empty", "torchdiffeq"]
-    rows, skipped = against.compare(small(), "dopri5", libraries, rounds=1, budget=0)
+    rows, skipped = against.compare(problem_of(small()), "dopri5", libraries, rounds=1, budget=0)
     assert "liar" not in [row["library"] for row in rows]
     assert "another answer" in skipped["liar"]
     assert "cflow-torch[bench]" in skipped["missing"]
@@ -362,7 +421,7 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
 def test_other_libraries_give_the_same_answer(library) -> None:
     if importlib.util.find_spec(library) is None:
         pytest.skip(f"{library} is not installed")
-    rows, skipped = script("against_peers").compare(small(), "dopri5", [library], rounds=1, budget=0)
+    rows, skipped = script("against_peers").compare(problem_of(small()), "dopri5", [library], rounds=1, budget=0)
     assert rows
     assert not skipped
 
@@ -391,7 +450,7 @@ def test_velocity_runs(tmp_path, capsys) -> None:
 
 
 def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch, capsys) -> None:
-    field, words = script("compiled_field"), ["--size", "4", "2", "5", "--rounds", "1", "--budget", "0"]
+    field, words = script("compiled_field"), ["--size", "4,2,5", "--rounds", "1", "--budget", "0"]
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     field.main([*words, "--json", str(tmp_path / "compiled.json")])
     assert "user's module" in capsys.readouterr().out
