@@ -27,7 +27,7 @@ from peer import Peer
 from peers import MAKERS
 from precision import Reference
 from problems import HORIZON, TOLERANCE, Problem, Size, solver
-from report import command_line, machine, one_line, print_table, write_json
+from report import command_line, machine, milliseconds, one_line, print_table, write_json
 from torch import Tensor
 
 import cflow
@@ -228,10 +228,7 @@ def show(rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    cells = [row["library"]]
-    for what in ("forward", "training"):
-        timing = row[what]
-        cells += [f"{timing['median'] * 1e3:.2f}", f"{timing['low'] * 1e3:.2f} .. {timing['high'] * 1e3:.2f}"]
+    cells = [row["library"], *milliseconds(row["forward"]), *milliseconds(row["training"])]
     faster = (row["faster_forward"], row["faster_training"])
     cells += ["" if ratio is None else f"{ratio:.2f}×" for ratio in faster]
     cells += [str(row["nfe"]), f"{row['error']:.1e}", f"{row['gradient_error']:.1e}"]

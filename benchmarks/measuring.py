@@ -10,18 +10,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import json
 import math
 import os
 import random
 import statistics
-import tempfile
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -204,12 +201,9 @@ def _cpu_peak(call: Call) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU]
     with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder, "trace.json")
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
-    memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: float(e["ts"]))
-    return max(itertools.accumulate(int(e["args"]["Bytes"]) for e in memory), default=0)
+    results: Any = profile.profiler
+    events = sorted(results.kineto_results.events(), key=lambda event: int(event.start_ns()))
+    return max(itertools.accumulate(int(e.nbytes()) for e in events if e.name() == "[memory]"), default=0)
 
 
 @contextlib.contextmanager

@@ -15,18 +15,24 @@ from problems import HORIZON, TOLERANCE, Problem, Solve, can_compile, modes, sol
 from torch import Tensor
 
 
-def cflow_peers(problem: Problem, method: str) -> Iterator[Peer]:
-    """cflow in every gradient mode it has for the method, with the compiled field too where it has one."""
+def cflow_peers(problem: Problem, method: str, *, compiled: bool = False) -> Iterator[Peer]:
+    """cflow in every gradient mode it has for the method."""
     for mode in modes(method)[0]:
-        for flavour in ("", ", compiled") if can_compile() and mode != "adjoint" else ("",):
-            flow = problem.flow(solver(method, mode), compiled=bool(flavour))
-            solve: Solve = partial(flow, k=problem.w, t=HORIZON)
-            yield Peer(
-                f"cflow, {mode}{flavour}",
-                problem.forward(solve),
-                problem.training(solve),
-                lambda flow=flow: flow.solve(problem.z0, problem.w, HORIZON).nfe,  # type: ignore[misc]
-            )
+        if compiled and mode == "adjoint":  # a minute of compiling for the slowest mode
+            continue
+        flow = problem.flow(solver(method, mode), compiled=compiled)
+        solve: Solve = partial(flow, k=problem.w, t=HORIZON)
+        yield Peer(
+            f"cflow, {mode}" + (", compiled" if compiled else ""),
+            problem.forward(solve),
+            problem.training(solve),
+            lambda flow=flow: flow.solve(problem.z0, problem.w, HORIZON).nfe,  # type: ignore[misc]
+        )
+
+
+def compiled_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """cflow with the compiled field, where the installed one has it."""
+    return cflow_peers(problem, method, compiled=True) if can_compile() else iter(())
 
 
 def torchdiffeq_peers(problem: Problem, method: str) -> Iterator[Peer]:
@@ -100,6 +106,7 @@ def diffrax_peers(problem: Problem, method: str) -> Iterator[Peer]:
 
 MAKERS: dict[str, Callable[[Problem, str], Iterator[Peer]]] = {
     "cflow": cflow_peers,
+    "cflow-compiled": compiled_peers,
     "torchdiffeq": torchdiffeq_peers,
     "torchdyn": torchdyn_peers,
     "torchode": torchode_peers,

@@ -71,6 +71,17 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
+def milliseconds(timing: Mapping[str, float]) -> tuple[str, str]:
+    """Median and quartiles of what `Timing.document` returned, for a table.
+
+    Example:
+        >>> milliseconds({"median": 0.012, "low": 0.0115, "high": 0.0131})
+        ('12.00', '11.50 .. 13.10')
+    """
+    median, low, high = (1e3 * timing[name] for name in ("median", "low", "high"))
+    return f"{median:.2f}", f"{low:.2f} .. {high:.2f}"
+
+
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
     """Keep a document, numbers that JSON does not know as null."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ from measuring import (
 from original import OriginalField, check_same_velocity
 from precision import Reference, gradient_sweep, plot, sweep
 from problems import HORIZON, TOLERANCE, Problem, Size, Solve, can_compile, modes, solver
-from report import command_line, first_sentence, machine, one_line, print_table, write_json
+from report import command_line, first_sentence, machine, milliseconds, one_line, print_table, write_json
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
@@ -245,14 +245,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    training = row["training"]
     reads = row["host_reads_a_step"] if row["synchronisations_a_step"] is None else row["synchronisations_a_step"]
     return (
         f"{row['method']}, {row['gradient']}" + (", compiled" if row["compiled"] else ""),
         f"{row['step_seconds'] * 1e3:.3f}",
         f"{row['forward']['median'] * 1e3:.2f}",
-        f"{training['median'] * 1e3:.2f}",
-        f"{training['low'] * 1e3:.2f} .. {training['high'] * 1e3:.2f}",
+        *milliseconds(row["training"]),
         f"{row['training_step_in_euler_steps']:.2f}",
         str(row["nfe"]),
         str(row["steps"]),

@@ -5,6 +5,8 @@ import graphlib
 import importlib
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -330,13 +332,14 @@ def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
 
 
 def test_compiled_field_is_skipped_with_a_reason_where_there_is_none(monkeypatch, capsys) -> None:
-    cost = script("solver_cost")
+    cost, asked = script("solver_cost"), []
     monkeypatch.setattr(cost, "can_compile", lambda: False)
+    monkeypatch.setattr(cost, "measure_size", lambda *args, compiled, **more: asked.append(compiled) or ([], {}))
     for name in ("sweep", "gradient_sweep"):
         monkeypatch.setattr(cost, name, lambda *args, **more: [])
-    document = cost.run([small()], device=CPU, methods=["euler"], thread_counts=[1], rounds=1, budget=0, compiled=True)
+    cost.run([small()], device=CPU, methods=["euler"], thread_counts=[1], rounds=1, budget=0, compiled=True)
     assert "skipped the compiled field" in capsys.readouterr().out
-    assert not any(row["compiled"] for row in document["rows"])
+    assert asked == [False]
 
 
 def test_marks(capsys) -> None:
@@ -355,6 +358,36 @@ def test_marks(capsys) -> None:
     assert not marks.Mark("/", "", 2.0, 2.0, 2.0, must=1.5).reached
 
 
+def test_versions_are_compared_mark_by_mark(tmp_path, capsys) -> None:
+    versions = script("compare_versions")
+    names = ("rk4 inference: × faster", "velocity / products", "gradient, discrete − direct", "new")
+    marks = lambda *values: [{"name": n, "size": "D", "value": v} for n, v in zip(names, values, strict=False)]  # noqa: E731
+    this = versions.collect([marks(2.0, 3.0, 2.0, 1.0), marks(4.0, 3.0, 2.0, 1.0), marks(2.0, 9.0, 2.0, 1.0)])
+    other = versions.collect([marks(4.0, 3.1, 1.0)] * 3)
+    rows = versions.compare(this, other, tolerance=5.0)
+    assert [(row["slower_percent"], row["verdict"]) for row in rows] == [
+        (100.0, "SLOWER"),  # half as many times faster
+        (pytest.approx(-3.2, abs=0.1), ""),
+        (100.0, ""),  # rounding, not time
+    ]
+    versions.show(rows)
+    assert "+100.0" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match="is that a checkout"):
+        versions.measure(tmp_path, [])
+
+
+@pytest.mark.slow
+def test_a_version_is_compared_with_itself(tmp_path) -> None:
+    versions = script("compare_versions")
+    words = [str(FOLDER.parent), "--quick", "--rounds", "1", "--budget", "0.1", "--tolerance", "1e6"]
+    with pytest.raises(SystemExit) as end:
+        versions.main([*words, "--json", str(tmp_path / "versions.json")])
+    assert not end.value.code
+    rows = json.loads((tmp_path / "versions.json").read_text(encoding="utf-8"))["rows"]
+    marks = script("marks")
+    assert {row["name"] for row in rows} == {*marks.WANTED, *marks.MAIN_MUST}
+
+
 def test_quick_mode_is_one_size() -> None:
     cost = script("solver_cost")
     args = cost.arguments(["--quick"])
@@ -362,6 +395,77 @@ def test_quick_mode_is_one_size() -> None:
     assert args.device == CPU
     assert [str(size) for size in cost.QUICK] == ["D64 K3 B128"]
     assert len(cost.FULL) == 27
+
+
+# --- on a device ---------------------------------------------------------------------------------------------
+
+
+def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> None:
+    device = script("check_device")
+    seen = list(device.cases())
+    names = {(case.method, case.gradient) for case in seen}
+    assert names == {
+        *((method, mode) for method in ("rk4", "dopri5") for mode in ("direct", "discrete", "adjoint")),
+        *(("explicit_adams", mode) for mode in ("direct", "adjoint")),
+        (device.CALLS, ""),
+    }
+    assert len(seen) == len(set(seen)) == len(device.POTENTIALS) * len(device.SELECTIONS) * (2 * 8 + 1)
+    few = [
+        device.Case("user's", "schedule", "rk4", "discrete", True),
+        device.Case("MLP", "schedule a sample", "dopri5", "direct", False),
+        device.Case("ridge", "weights", device.CALLS, "", False),
+    ]
+    monkeypatch.setattr(device, "cases", lambda: iter(few))
+    words = ["--json", str(tmp_path / "check.json")]
+    with pytest.raises(SystemExit) as end:
+        device.main(words)
+    assert not end.value.code
+    rows = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 6
+    assert all(row["same"] and (row["difference"] > 0) == (row["dtype"] == "float32") for row in rows)
+
+    answers = device.Case.answers
+
+    def broken(case, where, dtype):
+        if case.method == "dopri5" and dtype == torch.float32:
+            raise ValueError("no such kernel")
+        return [x + (0.1 if dtype == torch.float32 else 0.0) for x in answers(case, where, dtype)]
+
+    monkeypatch.setattr(device.Case, "answers", broken)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        device.main(words)
+    assert end.value.code == 1
+    told = capsys.readouterr().out
+    assert told.count("DIFFERS") == 3
+    assert "ValueError: no such kernel" in told
+
+
+@pytest.mark.slow
+def test_the_gpus_script_runs_on_a_cpu(tmp_path) -> None:
+    script_of_all = FOLDER / "on_gpu.sh"
+    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
+    words = ["bash", str(script_of_all), "--device", "cpu", "--quick"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for name in ("check_device", "solver_cost", "against_peers", "user_module"):
+        assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))["benchmark"] == name
+    assert (tmp_path / "solver_cost.png").stat().st_size > 10_000
+    assert "all parts ran" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_the_gpus_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path) -> None:
+    stand_in = tmp_path / "python"  # fails for one part, and has none of the packages that others need
+    stand_in.write_text('#!/bin/sh\ncase "$1" in *solver_cost.py) exit 3;; -) exit 1;; *) echo "ran $1";; esac\n')
+    stand_in.chmod(0o755)
+    environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": str(stand_in)}
+    done = subprocess.run(["bash", str(FOLDER / "on_gpu.sh")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "FAILED: solver_cost (exit status 3)" in done.stdout
+    assert "ran benchmarks/user_module.py" in done.stdout
+    assert "skipped training_iteration" in done.stdout
+    wrong = subprocess.run(["bash", str(FOLDER / "on_gpu.sh"), "--fast"], capture_output=True, text=True)
+    assert wrong.returncode == 2
 
 
 # --- against_peers -------------------------------------------------------------------------------------------
@@ -417,9 +521,12 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     assert skipped["empty"] == "has no dopri5"
 
 
-@pytest.mark.parametrize("library", ["torchdyn", "torchode", "zuko", "diffrax"])
+COMPILED = pytest.param("cflow-compiled", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("library", ["torchdyn", "torchode", "zuko", "diffrax", COMPILED])
 def test_other_libraries_give_the_same_answer(library) -> None:
-    if importlib.util.find_spec(library) is None:
+    if importlib.util.find_spec(library.partition("-")[0]) is None:
         pytest.skip(f"{library} is not installed")
     rows, skipped = script("against_peers").compare(problem_of(small()), "dopri5", [library], rounds=1, budget=0)
     assert rows
@@ -441,6 +548,26 @@ def test_training_iteration_parts_add_up(capsys) -> None:
         assert row["whole"]["median"] == pytest.approx(sum(row["parts"].values()), rel=0.3)
     training.show(rows)
     assert "digits, original" in capsys.readouterr().out
+
+
+def test_users_module_is_held_against_the_same_field_by_hand(tmp_path, capsys, monkeypatch) -> None:
+    users = script("user_module")
+    users.main(["--quick", "--rounds", "1", "--budget", "0", "--json", str(tmp_path / "users.json")])
+    assert "D4 K3, log-density" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "users.json").read_text(encoding="utf-8"))
+    assert [(row["log_density"], row["way"]) for row in kept["rows"]] == [
+        (log_density, way) for log_density in (False, True) for way in ("by hand", "direct", "discrete")
+    ]
+    assert all(row["difference"] < 1e-10 and set(row["training"]) == TIMING for row in kept["rows"])
+    assert [mark["name"] for mark in kept["marks"]] == list(users.MUST) * 2
+    memory = [mark for mark in kept["marks"] if "memory" in mark["name"]]
+    assert all(mark["reached"] and mark["value"] > 0.01 for mark in memory)
+
+    case = users.Case.make(3, 2, True, CPU, batch=4)
+    by_hand = users.Case.by_hand
+    monkeypatch.setattr(users.Case, "by_hand", lambda self, z0: (by_hand(self, z0)[0], z0[:, 0]))
+    with pytest.raises(RuntimeError, match="written by hand"):
+        users.check_same(case)
 
 
 def test_velocity_runs(tmp_path, capsys) -> None:

@@ -1,0 +1,123 @@
+"""The marks of two checkouts, measured in turn on one machine: is this version slower than that one anywhere?
+
+    python benchmarks/compare_versions.py ../cflow-before                # this checkout against that one
+    python benchmarks/compare_versions.py ../cflow-before --quick        # D=64, K=3 alone
+
+Both run these very scripts, each with its own cflow, as processes one after the other: A B A B …. A mark is the median
+over the rounds. "Slower" is how much worse the first checkout's mark is, in per cent; below nothing, it is better.
+Differences of relative rounding are shown and not judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from report import print_table, write_json
+
+SCHEMA = 1
+HERE = Path(__file__).resolve().parent
+HEADER = ("mark", "size", "this", "other", "slower by %", "")
+Values = dict[tuple[str, str], list[float]]  # (mark, size) → a value a round
+
+
+def measure(checkout: Path, words: Sequence[str]) -> list[dict[str, Any]]:
+    """The marks of one checkout, in a process of its own.
+
+    Raises:
+        RuntimeError: the process fails, or imports another cflow.
+    """
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    where = "import cflow, pathlib; print(pathlib.Path(cflow.__file__).resolve().parent.parent)"
+    found = _run([sys.executable, "-c", where], environment).strip()
+    if Path(found) != checkout.resolve():
+        raise RuntimeError(f"{checkout}: cflow is imported from {found}; is that a checkout?")
+    with tempfile.TemporaryDirectory() as folder:
+        results = Path(folder, "marks.json")
+        _run([sys.executable, str(HERE / "solver_cost.py"), "--marks", "--json", str(results), *words], environment)
+        return list(json.loads(results.read_text(encoding="utf-8"))["marks"])
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def collect(rounds: Iterable[list[dict[str, Any]]]) -> Values:
+    """Values by mark and size."""
+    values: Values = {}
+    for marks in rounds:
+        for mark in marks:
+            values.setdefault((mark["name"], mark["size"]), []).append(mark["value"])
+    return values
+
+
+def compare(this: Values, other: Values, tolerance: float) -> list[dict[str, Any]]:
+    """One row for each mark that both have.
+
+    Arguments:
+        this, other: values by mark and size.
+        tolerance: per cent that are still called the same.
+    """
+    rows = []
+    for (name, size), values in this.items():
+        if (name, size) not in other:
+            continue
+        a, b = statistics.median(values), statistics.median(other[name, size])
+        worse = 100 * ((b / a if "faster" in name else a / b) - 1)
+        judged = not name.startswith("gradient")
+        verdict = "SLOWER" if judged and worse > tolerance else "faster" if judged and worse < -tolerance else ""
+        row = {"name": name, "size": size, "this": a, "other": b, "ratio": a / b, "slower_percent": worse}
+        rows.append(row | {"rounds_this": values, "rounds_other": other[name, size], "verdict": verdict})
+    return rows
+
+
+def show(rows: Iterable[dict[str, Any]]) -> None:
+    """Print the table."""
+    cells = [
+        (r["name"], r["size"], f"{r['this']:.3g}", f"{r['other']:.3g}", f"{r['slower_percent']:+.1f}", r["verdict"])
+        for r in rows
+    ]
+    print_table(HEADER, cells)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure both in turn, print, keep; exit status 1 where a mark is worse by more than the tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("other", type=Path, help="the checkout to compare with")
+    parser.add_argument("--this", type=Path, default=HERE.parent, help="the checkout in question (default: this one)")
+    parser.add_argument("--rounds", type=int, default=5, help="processes of each (default %(default)s)")
+    parser.add_argument(
+        "--tolerance", type=float, default=5.0, help="per cent that count as equal (default %(default)s)"
+    )
+    parser.add_argument("--quick", action="store_true", help="D=64, K=3 alone")
+    parser.add_argument(
+        "--budget", type=float, default=5.0, help="seconds of timing a size and process (default %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, default=Path("compare_versions.json"), help="file for the results")
+    args = parser.parse_args(words)
+    more = ["--budget", str(args.budget), *["--quick"] * args.quick]
+    both: list[tuple[Path, list[list[dict[str, Any]]]]] = [(args.this, []), (args.other, [])]
+    for done, (checkout, found) in itertools.product(range(args.rounds), both):
+        print(f"round {done + 1} of {args.rounds}: {checkout}", flush=True)
+        found.append(measure(checkout, more))
+    this, other = (collect(found) for _, found in both)
+    rows = compare(this, other, args.tolerance)
+    show(rows)
+    write_json(args.json, {"benchmark": "compare_versions", "schema": SCHEMA, "rows": rows})
+    sys.exit(any(row["verdict"] == "SLOWER" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
