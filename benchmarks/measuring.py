@@ -160,14 +160,18 @@ def held_bytes(forward: Call) -> int:
         saved.add(kept)
         return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        result = forward()
-    gc.collect()
-    found = {}
-    for x in [*(kept.tensor for kept in saved), *_live_tensors()]:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in before:
-            found[storage.data_ptr()] = storage.nbytes()
+    gc.freeze()  # what is older need not be searched again
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            result = forward()
+        gc.collect()
+        found = {}
+        for x in [*(kept.tensor for kept in saved), *_live_tensors()]:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in before:
+                found[storage.data_ptr()] = storage.nbytes()
+    finally:
+        gc.unfreeze()
     del result
     return sum(found.values())
 
@@ -185,9 +189,9 @@ def _live_tensors() -> list[Tensor]:
 
 def peak_bytes(call: Call, device: torch.device) -> int:
     """Most bytes that a call allocates at one time beyond those already in use, temporary ones included."""
-    gc.collect()
     if device.type != "cuda":
         return _cpu_peak(call)
+    gc.collect()
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
