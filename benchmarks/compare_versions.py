@@ -5,7 +5,8 @@
 
 Both run these very scripts, each with its own cflow, as processes one after the other: A B A B …. A mark is the median
 over the rounds. "Slower" is how much worse the first checkout's mark is, in per cent; below nothing, it is better.
-Differences of relative rounding are shown and not judged.
+"Time" is the first one's own time over the second one's: a divergence over its velocity looks worse where only the
+velocity has become faster. Differences of relative rounding are shown and not judged.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from report import print_table, write_json
 
 SCHEMA = 1
 HERE = Path(__file__).resolve().parent
-HEADER = ("mark", "size", "this", "other", "slower by %", "")
-Values = dict[tuple[str, str], list[float]]  # (mark, size) → a value a round
+HEADER = ("mark", "size", "this", "other", "slower by %", "", "time")
+Values = dict[tuple[str, str], list[tuple[float, float | None]]]  # (mark, size) → value and seconds, round by round
 
 
 def measure(checkout: Path, words: Sequence[str]) -> list[dict[str, Any]]:
@@ -55,11 +56,11 @@ def _run(command: Sequence[str], environment: Mapping[str, str]) -> str:
 
 
 def collect(rounds: Iterable[list[dict[str, Any]]]) -> Values:
-    """Values by mark and size."""
+    """Values and seconds by mark and size."""
     values: Values = {}
     for marks in rounds:
         for mark in marks:
-            values.setdefault((mark["name"], mark["size"]), []).append(mark["value"])
+            values.setdefault((mark["name"], mark["size"]), []).append((mark["value"], mark["seconds"]))
     return values
 
 
@@ -67,26 +68,33 @@ def compare(this: Values, other: Values, tolerance: float) -> list[dict[str, Any
     """One row for each mark that both have.
 
     Arguments:
-        this, other: values by mark and size.
+        this, other: values and seconds by mark and size.
         tolerance: per cent that are still called the same.
     """
     rows = []
-    for (name, size), values in this.items():
-        if (name, size) not in other:
-            continue
-        a, b = statistics.median(values), statistics.median(other[name, size])
+    for name, size in (key for key in this if key in other):
+        (a, seconds), (b, others) = (_medians(values[name, size]) for values in (this, other))
         worse = 100 * ((b / a if "faster" in name else a / b) - 1)
         judged = not name.startswith("gradient")
         verdict = "SLOWER" if judged and worse > tolerance else "faster" if judged and worse < -tolerance else ""
         row = {"name": name, "size": size, "this": a, "other": b, "ratio": a / b, "slower_percent": worse}
-        rows.append(row | {"rounds_this": values, "rounds_other": other[name, size], "verdict": verdict})
+        row |= {"time_ratio": seconds / others if seconds and others else None, "verdict": verdict}
+        rows.append(row | {"rounds_this": this[name, size], "rounds_other": other[name, size]})
     return rows
+
+
+def _medians(rounds: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
+    seconds = [s for _, s in rounds if s is not None]
+    return statistics.median(value for value, _ in rounds), statistics.median(seconds) if seconds else None
 
 
 def show(rows: Iterable[dict[str, Any]]) -> None:
     """Print the table."""
     cells = [
-        (r["name"], r["size"], f"{r['this']:.3g}", f"{r['other']:.3g}", f"{r['slower_percent']:+.1f}", r["verdict"])
+        (
+            *(r["name"], r["size"], f"{r['this']:.3g}", f"{r['other']:.3g}", f"{r['slower_percent']:+.1f}"),
+            *(r["verdict"], "" if r["time_ratio"] is None else f"{r['time_ratio']:.2f} ×"),
+        )
         for r in rows
     ]
     print_table(HEADER, cells)

@@ -48,6 +48,7 @@ MAIN_MUST = {
     "gradient, discrete − direct, float32": 5e-6,
     "gradient, discrete − direct, float64": 1e-12,
 }
+Found = tuple[Timing, Timing, str]  # the ratio, the time of what is measured, and a note
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Mark:
         value: the ratio (median over rounds), or a relative difference; low, high: quartiles.
         must, trial: what it has to reach, and what a trial reached; None where there was none.
         note: what it was reached with.
+        seconds: what the measured call took, where it is a time: the other side of the ratio may change too.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Mark:
     must: float
     trial: float | None = None
     note: str = ""
+    seconds: float | None = None
 
     @property
     def reached(self) -> bool:
@@ -90,15 +93,16 @@ def measure(sizes: Iterable[Size], *, rounds: int = 20, budget: float = 20.0, co
         for size in sizes:
             problem, at = Problem.make(size, device), SIZES.index(size)
             found = velocities(problem, rounds, budget) | solves(problem, rounds, budget, compiled)
-            for name, (timing, note) in found.items():
+            for name, (ratio, own, note) in found.items():
                 must, trial = (column[at] for column in WANTED[name])
-                marks.append(Mark(name, str(size), timing.median, *timing.quartiles, must, trial, note))
+                spread = (ratio.median, *ratio.quartiles)
+                marks.append(Mark(name, str(size), *spread, must, trial, note, own.median))
             if size == MAIN:
                 marks += main_marks(problem, rounds, budget)
     return marks
 
 
-def velocities(problem: Problem, rounds: int, budget: float) -> dict[str, tuple[Timing, str]]:
+def velocities(problem: Problem, rounds: int, budget: float) -> dict[str, Found]:
     """Velocities over the bare products: one call of the public API, and one more Euler step of a solve."""
     size, z = problem.size, problem.z0
     flow, k = problem.flow(solver("euler")), torch.arange(size.batch) % size.num_flows
@@ -114,12 +118,12 @@ def velocities(problem: Problem, rounds: int, budget: float) -> dict[str, tuple[
         seconds = interleave(calls, device=problem.device, rounds=2 * rounds, budget=budget / 2)
     ratios = {}
     for name, base in zip(selections, list(calls)[:2], strict=True):
-        ratios[f"velocity, {name} / {base}"] = (seconds[f"velocity, {name}"].over(seconds[base]), "")
-        ratios[f"an Euler step, {name} / {base}"] = (euler_step(seconds, name).over(seconds[base]), "")
+        for what, own in (("velocity", seconds[f"velocity, {name}"]), ("an Euler step", euler_step(seconds, name))):
+            ratios[f"{what}, {name} / {base}"] = (own.over(seconds[base]), own, "")
     return ratios
 
 
-def solves(problem: Problem, rounds: int, budget: float, compiled: bool) -> dict[str, tuple[Timing, str]]:
+def solves(problem: Problem, rounds: int, budget: float, compiled: bool) -> dict[str, Found]:
     """Solves by torchdiffeq with the original's field, over solves by cflow."""
     field = OriginalField(problem.net, problem.w)
     check_same_velocity(problem.net, field, problem.z0)
@@ -142,14 +146,16 @@ def solves(problem: Problem, rounds: int, budget: float, compiled: bool) -> dict
             calls["rk4 inference"] = problem.forward(problem.solve(solver("rk4")))
     seconds = interleave(calls, device=problem.device, rounds=rounds, budget=budget)
     before = seconds["rk4 training, original"]
-    found = {"rk4 inference: × faster": (seconds["rk4 inference, original"].over(seconds["rk4 inference"]), "")}
+    own = seconds["rk4 inference"]
+    found = {"rk4 inference: × faster": (seconds["rk4 inference, original"].over(own), own, "")}
     for mode in ("direct", "discrete"):
         if f"rk4 training, {mode}" in seconds:
-            found[f"rk4 training, {mode}: × faster"] = (before.over(seconds[f"rk4 training, {mode}"]), "")
+            own = seconds[f"rk4 training, {mode}"]
+            found[f"rk4 training, {mode}: × faster"] = (before.over(own), own, "")
     adaptive = [name for name in seconds if name.startswith("dopri5") and "original" not in name]
     best = min(adaptive, key=lambda name: seconds[name].median)
     ratio = seconds["dopri5 training, original"].over(seconds[best])
-    found["dopri5 training, best mode: × faster"] = (ratio, best.removeprefix("dopri5 training, "))
+    found["dopri5 training, best mode: × faster"] = (ratio, seconds[best], best.removeprefix("dopri5 training, "))
     return found
 
 
@@ -169,21 +175,20 @@ def main_marks(problem: Problem, rounds: int, budget: float) -> list[Mark]:
             calls |= euler_solves(f"{name} {log_density}", problem, flow, w, log_density=log_density)
     with torch.no_grad():
         seconds = interleave(calls, device=problem.device, rounds=2 * rounds, budget=budget / 2)
-    ratios = [
-        seconds[a].over(seconds[b]) for a, b in (("ridge div", "ridge v"), ("ridge div", "mlp v"), ("mlp div", "mlp v"))
+    pairs = [
+        (seconds[a], seconds[b]) for a, b in (("ridge div", "ridge v"), ("ridge div", "mlp v"), ("mlp div", "mlp v"))
     ]
-    ratios += [
-        euler_step(seconds, f"{name} True").over(euler_step(seconds, f"{name} False")) for name in ("ridge", "mlp")
-    ]
+    pairs += [(euler_step(seconds, f"{name} True"), euler_step(seconds, f"{name} False")) for name in ("ridge", "mlp")]
     marks = []
-    for (name, must), ratio in zip(MAIN_MUST.items(), ratios, strict=False):
-        marks.append(Mark(name, str(size), ratio.median, *ratio.quartiles, must))
+    for (name, must), (own, base) in zip(MAIN_MUST.items(), pairs, strict=False):
+        ratio = own.over(base)
+        marks.append(Mark(name, str(size), ratio.median, *ratio.quartiles, must, seconds=own.median))
     if "discrete" not in modes("rk4")[0]:
         print("skipped the marks for gradient='discrete': " + modes("rk4")[1]["discrete"])
         return marks
     held = {mode: held_bytes(partial(held_solve, problem, mode)) for mode in ("direct", "discrete")}
     values = [held["discrete"] / held["direct"], *(difference(size, dtype) for dtype in (torch.float32, torch.float64))]
-    for (name, must), value in zip(list(MAIN_MUST.items())[len(ratios) :], values, strict=True):
+    for (name, must), value in zip(list(MAIN_MUST.items())[len(pairs) :], values, strict=True):
         marks.append(Mark(name, str(size), value, value, value, must))
     return marks
 

@@ -361,7 +361,10 @@ def test_marks(capsys) -> None:
 def test_versions_are_compared_mark_by_mark(tmp_path, capsys) -> None:
     versions = script("compare_versions")
     names = ("rk4 inference: × faster", "velocity / products", "gradient, discrete − direct", "new")
-    marks = lambda *values: [{"name": n, "size": "D", "value": v} for n, v in zip(names, values, strict=False)]  # noqa: E731
+
+    def marks(*values):
+        return [{"name": n, "size": "D", "value": v, "seconds": v} for n, v in zip(names, values, strict=False)]
+
     this = versions.collect([marks(2.0, 3.0, 2.0, 1.0), marks(4.0, 3.0, 2.0, 1.0), marks(2.0, 9.0, 2.0, 1.0)])
     other = versions.collect([marks(4.0, 3.1, 1.0)] * 3)
     rows = versions.compare(this, other, tolerance=5.0)
@@ -370,6 +373,7 @@ def test_versions_are_compared_mark_by_mark(tmp_path, capsys) -> None:
         (pytest.approx(-3.2, abs=0.1), ""),
         (100.0, ""),  # rounding, not time
     ]
+    assert rows[0]["time_ratio"] == 0.5  # its own time, whatever the other side of the mark does
     versions.show(rows)
     assert "+100.0" in capsys.readouterr().out
     with pytest.raises(RuntimeError, match="is that a checkout"):
