@@ -39,7 +39,7 @@ def measure(checkout: Path, words: Sequence[str]) -> list[dict[str, Any]]:
     """
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     where = "import cflow, pathlib; print(pathlib.Path(cflow.__file__).resolve().parent.parent)"
-    found = _run([sys.executable, "-c", where], environment).strip()
+    found = _run([sys.executable, "-P", "-c", where], environment).strip()
     if Path(found) != checkout.resolve():
         raise RuntimeError(f"{checkout}: cflow is imported from {found}; is that a checkout?")
     with tempfile.TemporaryDirectory() as folder:
