@@ -3,10 +3,11 @@
     pip install "cflow-torch[bench]"
     python benchmarks/against_peers.py                     # D=64, K=3, batch 128; dopri5 and rk4; two minutes
     python benchmarks/against_peers.py --sizes 16,3 64,8   # other sizes: D,K
+    python benchmarks/against_peers.py --device cuda
 
-One process, one thread, float32, interleaved; a library that is not installed is skipped and says so. Other PyTorch
-libraries get the stacked autograd field, the fastest one that can be written without closed forms; torchdiffeq also
-gets the original code's loop over K. Each library keeps its own error norm, so that the evaluations differ.
+One process, one thread or one GPU, float32, interleaved; a library that is not installed is skipped and says so. Other
+PyTorch libraries get the stacked autograd field, the fastest one that can be written without closed forms; torchdiffeq
+also gets the original code's loop over K. Each library keeps its own error norm, so that the evaluations differ.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import Timing, interleave, machine, one_line, print_table, threads, write_json
-from marks import prepared, products
-from peers import MAKERS, Peer, host_reads
+from evaluations import euler_solves, euler_step, products
+from measuring import Timing, interleave, threads
+from peer import Peer
+from peers import MAKERS
 from precision import Reference
 from problems import HORIZON, TOLERANCE, Problem, Size, solver
+from report import command_line, machine, milliseconds, one_line, print_table, write_json
 from torch import Tensor
 
 import cflow
@@ -39,8 +41,14 @@ HEADER = (
 )
 
 
-def one_thread_for_jax() -> None:
-    """XLA sizes its thread pools when it is first imported; harmless where JAX is not installed."""
+def prepare_jax(device: torch.device) -> None:
+    """What JAX and XLA read when they are first imported: one thread, or a GPU of which others keep a share.
+
+    Harmless where JAX is not installed.
+    """
+    if device.type == "cuda":
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        return
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     os.environ.setdefault("NPROC", "1")
@@ -97,17 +105,17 @@ def _tensor(x: Any) -> Tensor:
 
 
 def compare(
-    size: Size, method: str, libraries: Iterable[str] = tuple(MAKERS), *, rounds: int = 15, budget: float = 40.0
+    problem: Problem, method: str, libraries: Iterable[str] = tuple(MAKERS), *, rounds: int = 15, budget: float = 40.0
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """One row for each peer whose answers are right; and what was skipped, with the reason.
 
     Arguments:
-        size: D, K, B.
+        problem: what is solved.
         method: "dopri5" at a tolerance of 1e-5, or "rk4" in eight steps.
         libraries: keys of `peers.MAKERS`.
         rounds, budget: see `common.interleave`.
     """
-    problem = Problem.make(size, torch.device("cpu"))
+    size = problem.size
     peers, skipped = collect(problem, method, libraries)
     errors = answers(problem, peers)
     for peer in list(peers):
@@ -126,7 +134,7 @@ def compare(
         row |= errors[peer.name] | {"forward": forward.document(), "training": training.document()}
         row |= {"faster_forward": _faster(seconds, "forward", forward)}
         row |= {"faster_training": _faster(seconds, "training", training)}
-        row |= {"host_reads": None if peer.name.startswith("diffrax") else host_reads(peer, problem.device)}
+        row |= {"host_reads": None if peer.name.startswith("diffrax") else peer.host_reads(problem.device)}
         rows.append(row | {"cores_used": cores_used(peer)})
     return rows, skipped
 
@@ -134,16 +142,16 @@ def compare(
 def where_time_goes(problem: Problem, method: str, *, rounds: int, budget: float) -> dict[str, Any]:
     """Seconds of cflow's forward solve: the bare matrix products of its evaluations, the rest of these, and the steps.
 
-    The steps are torchdiffeq's arithmetic between evaluations, and what cflow does once a solve.
+    An evaluation is what one more Euler step costs (see `evaluations`). The steps are the arithmetic of the method
+    between evaluations, and what cflow does once a solve.
     """
-    flow = problem.flow(solver(method))
+    flow, settings = problem.flow(solver("euler")), solver(method)
     with torch.no_grad():
-        nfe = flow.solve(problem.z0, problem.w, HORIZON).nfe
-        calls = {"products": products(problem.size), "evaluation": prepared(problem, problem.w)}
-        solve = problem.forward(problem.solve(solver(method)))
-        with torch.inference_mode():  # as in the solve
-            seconds = interleave({**calls, "solve": solve}, device=problem.device, rounds=rounds, budget=budget)
-    bare, evaluated = (nfe * seconds[name].median for name in calls)
+        nfe = problem.flow(settings).solve(problem.z0, problem.w, HORIZON).nfe
+        calls = {"products": products(problem.size, problem.device), "solve": problem.forward(problem.solve(settings))}
+        calls |= euler_solves("euler", problem, flow, problem.w)
+        seconds = interleave(calls, device=problem.device, rounds=rounds, budget=budget)
+    bare, evaluated = nfe * seconds["products"].median, nfe * euler_step(seconds, "euler").median
     solved = seconds["solve"].median
     parts = {"products": bare, "rest_of_evaluations": evaluated - bare, "steps": solved - evaluated}
     return {"size": str(problem.size), "method": method, "nfe": nfe, "seconds": solved, "parts": parts}
@@ -220,10 +228,7 @@ def show(rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    cells = [row["library"]]
-    for what in ("forward", "training"):
-        timing = row[what]
-        cells += [f"{timing['median'] * 1e3:.2f}", f"{timing['low'] * 1e3:.2f} .. {timing['high'] * 1e3:.2f}"]
+    cells = [row["library"], *milliseconds(row["forward"]), *milliseconds(row["training"])]
     faster = (row["faster_forward"], row["faster_training"])
     cells += ["" if ratio is None else f"{ratio:.2f}×" for ratio in faster]
     cells += [str(row["nfe"]), f"{row['error']:.1e}", f"{row['gradient_error']:.1e}"]
@@ -231,19 +236,25 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def run(
-    sizes: Sequence[Size], methods: Sequence[str], libraries: Sequence[str], *, rounds: int, budget: float
+    sizes: Sequence[Size],
+    methods: Sequence[str],
+    libraries: Sequence[str],
+    *,
+    device: torch.device,
+    rounds: int,
+    budget: float,
 ) -> dict[str, Any]:
-    """Compare on one thread, print, and return the document that is kept as JSON."""
-    document: dict[str, Any] = {"benchmark": "against_peers", "schema": SCHEMA, "machine": machine(torch.device("cpu"))}
+    """Compare on one thread or a GPU, print, and return the document that is kept as JSON."""
+    document: dict[str, Any] = {"benchmark": "against_peers", "schema": SCHEMA, "machine": machine(device)}
     document |= {"tolerance": TOLERANCE, "horizon": HORIZON, "rows": [], "where_time_goes": []}
     document |= {"skipped": {}, "torchflows": {}}
     with threads(1):
         for size in sizes:
             for method in methods:
-                rows, skipped = compare(size, method, libraries, rounds=rounds, budget=budget)
+                problem = Problem.make(size, device)
+                rows, skipped = compare(problem, method, libraries, rounds=rounds, budget=budget)
                 document["rows"] += rows
                 document["skipped"][f"{size}, {method}"] = skipped
-                problem = Problem.make(size, torch.device("cpu"))
                 parts = where_time_goes(problem, method, rounds=rounds, budget=budget / 4)
                 document["where_time_goes"].append(parts)
                 print(f"\n{size}, {method}")
@@ -251,7 +262,7 @@ def run(
                 print(_parts_line(parts))
                 for name, why in skipped.items():
                     print(f"skipped {name}: {why}")
-        if "torchflows" in libraries:
+        if "torchflows" in libraries and device.type == "cpu":
             trace, models = torchflows_trace(), torchflows_rows(sizes[0], rounds=rounds, budget=budget / 4)
             document["torchflows"] = {"trace_error": trace, "rows": models}
             print("\n" + _torchflows_line(trace))
@@ -280,28 +291,24 @@ def _torchflows_line(trace: dict[str, float] | None) -> str:
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "against_peers", rounds=15)
     everything = [*MAKERS, "torchflows"]
-    parser.add_argument("--sizes", nargs="+", type=_size, default=[Size(64, 3)], help="D,K or D,K,B (default 64,3)")
+    parser.add_argument(
+        "--sizes", nargs="+", type=Size.parse, default=[Size(64, 3)], help="D,K or D,K,B (default 64,3)"
+    )
     parser.add_argument("--methods", nargs="+", choices=("dopri5", "rk4"), default=["dopri5", "rk4"])
     parser.add_argument("--libraries", nargs="+", choices=everything, default=everything)
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
     parser.add_argument("--budget", type=float, default=40.0, help="seconds of timing a table (default 40)")
-    parser.add_argument("--json", type=Path, default=Path("against_peers.json"), help="file for the results")
     return parser.parse_args(words)
-
-
-def _size(word: str) -> Size:
-    return Size(*(int(number) for number in word.split(",")))
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Compare, print, keep."""
     args = arguments(words)
-    one_thread_for_jax()
+    prepare_jax(args.device)
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own, not about what is measured
-    print(one_line(machine(torch.device("cpu"))))
-    document = run(args.sizes, args.methods, args.libraries, rounds=args.rounds, budget=args.budget)
+    print(one_line(machine(args.device)))
+    document = run(args.sizes, args.methods, args.libraries, device=args.device, rounds=args.rounds, budget=args.budget)
     write_json(args.json, document)
 
 

@@ -1,7 +1,7 @@
 """What `PotentialFlow(…, compile=True)` gains, and what the first calls cost.
 
     python benchmarks/compiled_field.py                      # D=64, K=3, batch 128, one thread: three minutes
-    python benchmarks/compiled_field.py --size 16 3 128 --device cuda
+    python benchmarks/compiled_field.py --size 16,3,128 --device cuda
 
 Eight steps of rk4, in inference and in training with each gradient mode: of an MLPPotential, whose velocity is a closed
 form, and of the same network as a user's module, whose gradient autograd has to find. Eager and compiled answers are
@@ -10,17 +10,16 @@ compared first; "first call" includes compiling, without what earlier runs have 
 
 from __future__ import annotations
 
-import argparse
 import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import Call, device_of, interleave, machine, one_line, print_table, threads, write_json
+from measuring import Call, interleave, threads
 from problems import HORIZON, Problem, Size, modes, solver
+from report import command_line, machine, one_line, print_table, write_json
 from torch import Tensor, nn
 
 import cflow
@@ -99,23 +98,18 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--size", type=int, nargs=3, metavar=("D", "K", "B"), default=(64, 3, 128), help="default 64 3 128"
-    )
-    parser.add_argument("--device", type=device_of, default=torch.device("cpu"), help="cpu (default) or cuda")
+    parser = command_line(__doc__, "compiled_field", rounds=15)
+    parser.add_argument("--size", type=Size.parse, default=Size(64, 3), metavar="D,K,B", help="default 64,3,128")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of timing a potential (default 20)")
-    parser.add_argument("--json", type=Path, default=Path("compiled_field.json"), help="file for the results")
     args = parser.parse_args(words)
     warnings.filterwarnings("ignore", "dynamo_pgo force disabled", UserWarning)
     described = machine(args.device)
-    print(f"{one_line(described)}, {args.threads} thread(s), {Size(*args.size)}")
+    print(f"{one_line(described)}, {args.threads} thread(s), {args.size}")
     with threads(args.threads), torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
-        rows = measure(Problem.make(Size(*args.size), args.device), rounds=args.rounds, budget=args.budget)
+        rows = measure(Problem.make(args.size, args.device), rounds=args.rounds, budget=args.budget)
     show(rows)
-    document = {"benchmark": "compiled_field", "schema": SCHEMA, "machine": described, "size": str(Size(*args.size))}
+    document = {"benchmark": "compiled_field", "schema": SCHEMA, "machine": described, "size": str(args.size)}
     write_json(args.json, document | {"threads": args.threads, "rows": rows})
 
 

@@ -1,7 +1,11 @@
 """The ratios that cflow holds itself to: one thread, batch 128, float32, all ratios of one run.
 
-Velocities are held against the bare matrix products of the same shapes, solves against torchdiffeq with the field of
-the original code. `must` leaves 15 % for noise below (or above) what a hand-optimised trial reached.
+Velocities are held against the bare matrix products of the same shapes: single calls of `flow.velocity`, and "an
+Euler step", what one more step adds to a solve by Euler's method (see `evaluations`). Divergences are held against
+velocities: single calls, and Euler steps with the log-density over those without. Solves are held against torchdiffeq
+with the field of the original code. `must` leaves 15 % for noise below (or above) what a hand-optimised trial reached;
+the trial's velocity stood alone, without a step around it. Steps with the log-density have no trial; their `must` is
+what version 0.1 does.
 """
 
 from __future__ import annotations
@@ -12,13 +16,13 @@ from functools import partial
 
 import torch
 import torchdiffeq
-from common import Call, Timing, held_bytes, interleave, print_table, threads
+from evaluations import euler_solves, euler_step, products
+from measuring import Call, Timing, held_bytes, interleave, threads
 from original import OriginalField, check_same_velocity, relative_difference
 from problems import HORIZON, TOLERANCE, Problem, Size, can_compile, modes, solver
+from report import print_table
 
 import cflow
-from cflow.fields import Rows, rademacher_like
-from cflow.kernels import velocity
 
 SIZES = (Size(16, 3), Size(64, 3), Size(64, 8), Size(324, 3))
 MAIN = Size(64, 3)
@@ -26,9 +30,9 @@ _VELOCITY = (5.9, 2.25, 1.7, 1.4), (5.1, 1.9, 1.4, 1.2)
 _VELOCITY_OF_ONE = (9, 4.7, 3.8, 1.9), (7.7, 3.8, 3.1, 1.5)
 WANTED: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {  # must and trial, in the order of SIZES
     "velocity, weights (B, K) / products": _VELOCITY,
-    "prepared velocity, weights (B, K) / products": _VELOCITY,
+    "an Euler step, weights (B, K) / products": _VELOCITY,
     "velocity, one k a sample / products of one flow": _VELOCITY_OF_ONE,
-    "prepared velocity, one k a sample / products of one flow": _VELOCITY_OF_ONE,
+    "an Euler step, one k a sample / products of one flow": _VELOCITY_OF_ONE,
     "rk4 inference: × faster": ((5.6, 3.3, 3.9, 1.27), (7.1, 3.9, 4.5, 1.45)),
     "rk4 training, direct: × faster": ((3.0, 1.9, 2.3, 1.03), (3.4, 2.2, 2.65, 1.18)),
     "rk4 training, discrete: × faster": ((4.0, 1.85, 2.0, 0.85), (4.75, 2.1, 2.3, 0.97)),
@@ -38,11 +42,13 @@ MAIN_MUST = {
     "ridge, exact divergence / its velocity": 1.2,
     "ridge, exact divergence / velocity of the MLP": 0.9,
     "MLP, Hutchinson divergence / its velocity": 1.6,
-    "prepared MLP, Hutchinson divergence / its velocity": 1.6,
+    "ridge, an Euler step with log-density / without": 1.5,
+    "MLP, Hutchinson, an Euler step with log-density / without": 1.8,
     "memory held, discrete / direct": 0.1,
     "gradient, discrete − direct, float32": 5e-6,
     "gradient, discrete − direct, float64": 1e-12,
 }
+Found = tuple[Timing, Timing, str]  # the ratio, the time of what is measured, and a note
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,7 @@ class Mark:
         value: the ratio (median over rounds), or a relative difference; low, high: quartiles.
         must, trial: what it has to reach, and what a trial reached; None where there was none.
         note: what it was reached with.
+        seconds: what the measured call took, where it is a time: the other side of the ratio may change too.
     """
 
     name: str
@@ -64,6 +71,7 @@ class Mark:
     must: float
     trial: float | None = None
     note: str = ""
+    seconds: float | None = None
 
     @property
     def reached(self) -> bool:
@@ -85,59 +93,37 @@ def measure(sizes: Iterable[Size], *, rounds: int = 20, budget: float = 20.0, co
         for size in sizes:
             problem, at = Problem.make(size, device), SIZES.index(size)
             found = velocities(problem, rounds, budget) | solves(problem, rounds, budget, compiled)
-            for name, (timing, note) in found.items():
+            for name, (ratio, own, note) in found.items():
                 must, trial = (column[at] for column in WANTED[name])
-                marks.append(Mark(name, str(size), timing.median, *timing.quartiles, must, trial, note))
+                spread = (ratio.median, *ratio.quartiles)
+                marks.append(Mark(name, str(size), *spread, must, trial, note, own.median))
             if size == MAIN:
                 marks += main_marks(problem, rounds, budget)
     return marks
 
 
-def velocities(problem: Problem, rounds: int, budget: float) -> dict[str, tuple[Timing, str]]:
-    """Velocities over the bare products: one call of the public API, and one evaluation prepared by a solve."""
+def velocities(problem: Problem, rounds: int, budget: float) -> dict[str, Found]:
+    """Velocities over the bare products: one call of the public API, and one more Euler step of a solve."""
     size, z = problem.size, problem.z0
-    flow, k = cflow.PotentialFlow(problem.net), torch.arange(size.batch) % size.num_flows
+    flow, k = problem.flow(solver("euler")), torch.arange(size.batch) % size.num_flows
+    selections = {"weights (B, K)": problem.w, "one k a sample": k}
     calls: dict[str, Call] = {
-        "products": products(size),
-        "products of one flow": products(Size(size.dim, 1, size.batch)),
-        "velocity, weights (B, K)": lambda: flow.velocity(z, problem.w, 0.5),
-        "velocity, one k a sample": lambda: flow.velocity(z, k, 0.5),
-        "prepared velocity, weights (B, K)": prepared(problem, problem.w),
-        "prepared velocity, one k a sample": prepared(problem, k),
+        "products": products(size, problem.device),
+        "products of one flow": products(Size(size.dim, 1, size.batch), problem.device),
     }
+    for name, selection in selections.items():
+        calls[f"velocity, {name}"] = partial(flow.velocity, z, selection, 0.5)
+        calls |= euler_solves(name, problem, flow, selection)
     with torch.no_grad():
         seconds = interleave(calls, device=problem.device, rounds=2 * rounds, budget=budget / 2)
     ratios = {}
-    for name in list(calls)[2:]:
-        base = "products" if "weights" in name else "products of one flow"
-        ratios[f"{name} / {base}"] = (seconds[name].over(seconds[base]), "")
+    for name, base in zip(selections, list(calls)[:2], strict=True):
+        for what, own in (("velocity", seconds[f"velocity, {name}"]), ("an Euler step", euler_step(seconds, name))):
+            ratios[f"{what}, {name} / {base}"] = (own.over(seconds[base]), own, "")
     return ratios
 
 
-def prepared(problem: Problem, k: torch.Tensor, *, divergence: bool = False) -> Call:
-    """A velocity as a solver calls it: the selection is in order, and what depends on time alone is there.
-
-    Or its Hutchinson divergence, with what depends on the probe alone.
-    """
-    with torch.no_grad():
-        rows = Rows.make(problem.net, k, problem.size.num_flows, problem.z0, row_times=False)
-        kernel, z = problem.net.kernel(rows.drive), rows.sort(problem.z0)
-        time = tuple(x[0] for x in kernel.embed(torch.tensor([0.5])))
-        probe = kernel.prepare_laplacian(rademacher_like(z))
-    if divergence:
-        return lambda: kernel.laplacian(kernel.linearize(z, time), probe)
-    return lambda: velocity(kernel, z, time)
-
-
-def products(size: Size) -> Call:
-    """The four matrix products of an MLPPotential's gradient: two layers forwards, two backwards."""
-    batch, dim, flows = size.batch, size.dim, size.num_flows
-    z, w1 = torch.randn(batch, dim), torch.randn(flows * dim, dim)
-    h, w2, p = torch.randn(flows, batch, dim), torch.randn(flows, dim, dim), torch.randn(batch, flows * dim)
-    return lambda: (z @ w1.mT, torch.bmm(h, w2.mT), torch.bmm(h, w2), p @ w1)
-
-
-def solves(problem: Problem, rounds: int, budget: float, compiled: bool) -> dict[str, tuple[Timing, str]]:
+def solves(problem: Problem, rounds: int, budget: float, compiled: bool) -> dict[str, Found]:
     """Solves by torchdiffeq with the original's field, over solves by cflow."""
     field = OriginalField(problem.net, problem.w)
     check_same_velocity(problem.net, field, problem.z0)
@@ -160,37 +146,43 @@ def solves(problem: Problem, rounds: int, budget: float, compiled: bool) -> dict
             calls["rk4 inference"] = problem.forward(problem.solve(solver("rk4")))
     seconds = interleave(calls, device=problem.device, rounds=rounds, budget=budget)
     before = seconds["rk4 training, original"]
-    found = {"rk4 inference: × faster": (seconds["rk4 inference, original"].over(seconds["rk4 inference"]), "")}
+    own = seconds["rk4 inference"]
+    found = {"rk4 inference: × faster": (seconds["rk4 inference, original"].over(own), own, "")}
     for mode in ("direct", "discrete"):
         if f"rk4 training, {mode}" in seconds:
-            found[f"rk4 training, {mode}: × faster"] = (before.over(seconds[f"rk4 training, {mode}"]), "")
+            own = seconds[f"rk4 training, {mode}"]
+            found[f"rk4 training, {mode}: × faster"] = (before.over(own), own, "")
     adaptive = [name for name in seconds if name.startswith("dopri5") and "original" not in name]
     best = min(adaptive, key=lambda name: seconds[name].median)
     ratio = seconds["dopri5 training, original"].over(seconds[best])
-    found["dopri5 training, best mode: × faster"] = (ratio, best.removeprefix("dopri5 training, "))
+    found["dopri5 training, best mode: × faster"] = (ratio, seconds[best], best.removeprefix("dopri5 training, "))
     return found
 
 
 def main_marks(problem: Problem, rounds: int, budget: float) -> list[Mark]:
     """Divergences, memory, and the discrete gradient against the direct one."""
     z, w, size = problem.z0, problem.w, problem.size
-    mlp = cflow.PotentialFlow(problem.net, divergence="hutchinson")
-    ridge = cflow.PotentialFlow(cflow.RidgePotential(size.dim, size.num_flows))
-    calls: dict[str, Call] = {
-        "ridge v": lambda: ridge.velocity(z, w, 0.5),
-        "ridge div": lambda: ridge.divergence(z, w, 0.5),
-        "mlp v": lambda: mlp.velocity(z, w, 0.5),
-        "mlp div": lambda: mlp.divergence(z, w, 0.5),
-        "prepared v": prepared(problem, w),
-        "prepared div": prepared(problem, w, divergence=True),
-    }
+    euler = solver("euler")
+    mlp = cflow.PotentialFlow(problem.net, solver=euler, divergence="hutchinson")
+    ridge = cflow.PotentialFlow(cflow.RidgePotential(size.dim, size.num_flows), solver=euler)
+    calls: dict[str, Call] = {}
+    for name, flow in (("ridge", ridge), ("mlp", mlp)):
+        calls[f"{name} v"], calls[f"{name} div"] = (
+            partial(flow.velocity, z, w, 0.5),
+            partial(flow.divergence, z, w, 0.5),
+        )
+        for log_density in (False, True):
+            calls |= euler_solves(f"{name} {log_density}", problem, flow, w, log_density=log_density)
     with torch.no_grad():
         seconds = interleave(calls, device=problem.device, rounds=2 * rounds, budget=budget / 2)
-    pairs = (("ridge div", "ridge v"), ("ridge div", "mlp v"), ("mlp div", "mlp v"), ("prepared div", "prepared v"))
+    pairs = [
+        (seconds[a], seconds[b]) for a, b in (("ridge div", "ridge v"), ("ridge div", "mlp v"), ("mlp div", "mlp v"))
+    ]
+    pairs += [(euler_step(seconds, f"{name} True"), euler_step(seconds, f"{name} False")) for name in ("ridge", "mlp")]
     marks = []
-    for (name, must), (a, b) in zip(MAIN_MUST.items(), pairs, strict=False):
-        ratio = seconds[a].over(seconds[b])
-        marks.append(Mark(name, str(size), ratio.median, *ratio.quartiles, must))
+    for (name, must), (own, base) in zip(MAIN_MUST.items(), pairs, strict=False):
+        ratio = own.over(base)
+        marks.append(Mark(name, str(size), ratio.median, *ratio.quartiles, must, seconds=own.median))
     if "discrete" not in modes("rk4")[0]:
         print("skipped the marks for gradient='discrete': " + modes("rk4")[1]["discrete"])
         return marks

@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 import torchdiffeq
-from common import Call, HostReads
 from original import AutogradField, OriginalField, StackedField, check_same_velocity
+from peer import STEPS, Peer
 from problems import HORIZON, TOLERANCE, Problem, Solve, can_compile, modes, solver
 from torch import Tensor
 
-STEPS = 8  # of rk4
 
-
-@dataclass(frozen=True)
-class Peer:
-    """One way to solve a problem.
-
-    Attributes:
-        name: library, and how it is used.
-        forward: an inference solve; returns the end states (B, D), a tensor or a NumPy-like array.
-        training: a solve and the gradients of the loss; returns those to z0 (B, D) and to every parameter.
-        evaluations: velocity evaluations of one forward solve.
-        block: waits for what `forward` or `training` returned, where a library computes asynchronously.
-    """
-
-    name: str
-    forward: Callable[[], Any]
-    training: Callable[[], Any]
-    evaluations: Callable[[], int]
-    block: Callable[[Any], object] = field(default=lambda result: result)
-
-    def timed(self, call: Callable[[], Any]) -> Call:
-        """The call, waited for."""
-        return lambda: self.block(call())
-
-
-def cflow_peers(problem: Problem, method: str) -> Iterator[Peer]:
-    """cflow in every gradient mode it has for the method, with the compiled field too where it has one."""
+def cflow_peers(problem: Problem, method: str, *, compiled: bool = False) -> Iterator[Peer]:
+    """cflow in every gradient mode it has for the method."""
     for mode in modes(method)[0]:
-        for flavour in ("", ", compiled") if can_compile() and mode != "adjoint" else ("",):
-            flow = problem.flow(solver(method, mode), compiled=bool(flavour))
-            solve: Solve = partial(flow, k=problem.w, t=HORIZON)
-            yield Peer(
-                f"cflow, {mode}{flavour}",
-                problem.forward(solve),
-                problem.training(solve),
-                lambda flow=flow: flow.solve(problem.z0, problem.w, HORIZON).nfe,  # type: ignore[misc]
-            )
+        if compiled and mode == "adjoint":  # a minute of compiling for the slowest mode
+            continue
+        flow = problem.flow(solver(method, mode), compiled=compiled)
+        solve: Solve = partial(flow, k=problem.w, t=HORIZON)
+        yield Peer(
+            f"cflow, {mode}" + (", compiled" if compiled else ""),
+            problem.forward(solve),
+            problem.training(solve),
+            lambda flow=flow: flow.solve(problem.z0, problem.w, HORIZON).nfe,  # type: ignore[misc]
+        )
+
+
+def compiled_peers(problem: Problem, method: str) -> Iterator[Peer]:
+    """cflow with the compiled field, where the installed one has it."""
+    return cflow_peers(problem, method, compiled=True) if can_compile() else iter(())
 
 
 def torchdiffeq_peers(problem: Problem, method: str) -> Iterator[Peer]:
@@ -126,6 +106,7 @@ def diffrax_peers(problem: Problem, method: str) -> Iterator[Peer]:
 
 MAKERS: dict[str, Callable[[Problem, str], Iterator[Peer]]] = {
     "cflow": cflow_peers,
+    "cflow-compiled": compiled_peers,
     "torchdiffeq": torchdiffeq_peers,
     "torchdyn": torchdyn_peers,
     "torchode": torchode_peers,
@@ -149,10 +130,3 @@ def _torch_peer(name: str, problem: Problem, velocity: AutogradField, solve: Sol
         return velocity.nfe
 
     return Peer(name, forward, problem.training(solve, list(velocity.parameters())), evaluations)
-
-
-def host_reads(peer: Peer, device: torch.device) -> int:
-    """Numbers that the host reads in one forward solve; for PyTorch's libraries only."""
-    with HostReads(device) as reads:
-        peer.forward()
-    return int(reads.count)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import math
 from typing import Any
 
 import numpy as np
-from peers import STEPS, Peer
+from original import frequencies
+from peer import STEPS, Peer
 from problems import HORIZON, TOLERANCE, Problem
 
 jax: Any = importlib.import_module("jax")
@@ -20,11 +20,15 @@ def peer(problem: Problem, method: str) -> Peer:
 
     Reverse mode is diffrax's default, `RecursiveCheckpointAdjoint`: gradients of the discrete solve.
     """
-    parameters, frequencies = weights(problem)
+    if problem.device.type == "cuda" and jax.default_backend() != "gpu":
+        raise ImportError("JAX finds no GPU")
+    # as PyTorch multiplies float32 unless told otherwise; JAX rounds factors to TF32 on a GPU
+    jax.config.update("jax_default_matmul_precision", "highest")
+    parameters, frequency = weights(problem), jnp.asarray(frequencies(problem.net).cpu().numpy())
     z0, w, cotangent = (jnp.asarray(x.cpu().numpy()) for x in (problem.z0, problem.w, problem.cotangent))
     adaptive = method == "dopri5"
     controller = diffrax.PIDController(TOLERANCE, TOLERANCE) if adaptive else diffrax.ConstantStepSize()
-    term = diffrax.ODETerm(lambda t, z, p: jax.grad(lambda z: potential(p, frequencies, z, t, w).sum())(z))
+    term = diffrax.ODETerm(lambda t, z, p: jax.grad(lambda z: potential(p, frequency, z, t, w).sum())(z))
 
     def solve(z0: Any, p: Any) -> Any:
         return diffrax.diffeqsolve(
@@ -61,21 +65,19 @@ def peer(problem: Problem, method: str) -> Peer:
     )
 
 
-def weights(problem: Problem) -> tuple[dict[str, Any], Any]:
-    """The parameters of the potentials (K first) and the frequencies of the time features."""
+def weights(problem: Problem) -> dict[str, Any]:
+    """The parameters of the potentials, K first."""
     net = problem.net
     time: Any = net.time
     shape, bias = (net.num_flows, net.hidden, -1), (net.num_flows, 1, -1)
     tensors = {"w1": net.w1.view(shape), "b1": net.b1.view(bias), "w2": net.w2, "b2": net.b2, "a": net.a}
     tensors |= {"v1": time.w1.view(shape), "c1": time.b1.view(bias), "v2": time.w2, "c2": time.b2}
-    half = max(net.dim // 2, 4)
-    frequencies = np.exp(-math.log(1e4) * np.arange(half) / (half - 1)).astype(np.float32)
-    return {name: jnp.asarray(x.detach().cpu().numpy()) for name, x in tensors.items()}, jnp.asarray(frequencies)
+    return {name: jnp.asarray(x.detach().cpu().numpy()) for name, x in tensors.items()}
 
 
-def potential(p: Any, frequencies: Any, z: Any, t: Any, w: Any) -> Any:
+def potential(p: Any, frequency: Any, z: Any, t: Any, w: Any) -> Any:
     """Σ_k w_k u_k (B,) at z (B, D), a scalar t, and weights (B, K)."""
-    s = jnp.concatenate([jnp.sin(t * frequencies), jnp.cos(t * frequencies)])
+    s = jnp.concatenate([jnp.sin(t * frequency), jnp.cos(t * frequency)])
     tau = jax.nn.gelu(s @ jnp.swapaxes(p["v1"], 1, 2) + p["c1"][:, 0], approximate=False)[:, None]
     tau = tau @ jnp.swapaxes(p["v2"], 1, 2) + p["c2"]  # (K, 1, H)
     h = jnp.tanh(z @ jnp.swapaxes(p["w1"], 1, 2) + p["b1"])  # (K, B, H)

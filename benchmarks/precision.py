@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Call, interleave
+from measuring import Call, interleave
 from problems import HORIZON, Problem, modes, solver
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def plot(document: Mapping[str, Any], path: Path) -> None:
     for ax in axes:
         ax.get_legend().remove()
     for ax, title, side, columns in ((axes[0], "inference", "left", 6), (axes[2], "training", "right", 3)):
-        figure.legend(
+        figure.legend(  # type: ignore[call-overload]
             *ax.get_legend_handles_labels(), loc=f"outside lower {side}", ncols=columns, title=title, fontsize="small"
         )
     where = document["machine"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from common import Call
+from measuring import Call
 from torch import Tensor
 
 import cflow
@@ -25,6 +25,16 @@ class Size:
     dim: int
     num_flows: int
     batch: int = 128
+
+    @classmethod
+    def parse(cls, word: str) -> Size:
+        """From D,K or D,K,B, for argparse.
+
+        Example:
+            >>> str(Size.parse("64,3"))
+            'D64 K3 B128'
+        """
+        return cls(*map(int, word.split(",")))
 
     def __str__(self) -> str:
         return f"D{self.dim} K{self.num_flows} B{self.batch}"

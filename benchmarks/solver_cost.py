@@ -23,25 +23,20 @@ from typing import Any
 
 import marks as held_to
 import torch
-from common import (
+from measuring import (
     Call,
     HostReads,
     capture,
     cuda_synchronisations,
-    device_of,
-    first_sentence,
     held_bytes,
     interleave,
-    machine,
-    one_line,
     peak_bytes,
-    print_table,
     threads,
-    write_json,
 )
 from original import OriginalField, check_same_velocity
 from precision import Reference, gradient_sweep, plot, sweep
 from problems import HORIZON, TOLERANCE, Problem, Size, Solve, can_compile, modes, solver
+from report import command_line, first_sentence, machine, milliseconds, one_line, print_table, write_json
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
@@ -56,7 +51,7 @@ QUICK = [MAIN]
 USUAL = [Size(16, 3), Size(64, 1), MAIN, Size(64, 8), Size(324, 3), Size(64, 3, 32), Size(64, 3, 1024)]
 HEADER = (
     *("method, gradient", "step ms", "solve ms", "fwd + bwd ms", "quartiles", "step / Euler step", "nfe", "steps"),
-    *("error", "grad error", "held MB", "reads / step"),
+    *("error", "grad error", "held MB", "peak MB", "reads / step"),
 )
 FULL = [Size(*numbers) for numbers in itertools.product((16, 64, 324), (1, 3, 8), (32, 128, 1024))]
 
@@ -108,13 +103,13 @@ def measure_size(
 
 
 def euler_steps(problem: Problem) -> tuple[list[dict[str, Any]], dict[str, Call]]:
-    """The original's scheme, z + ∇u(z, t) once, with its field and with cflow's closed form."""
+    """The original's scheme, z + ∇u(z, t) once, with its field and with a single call of cflow's velocity."""
     field = OriginalField(problem.net, problem.w)
     check_same_velocity(problem.net, field, problem.z0)
-    t = problem.z0.new_tensor(1.0)
+    t, flow = problem.z0.new_tensor(1.0), problem.flow(solver("euler"))
     steps: dict[str, tuple[Solve, nn.Module]] = {
         "original": (lambda z: torch.add(z, field(t, z)), field),
-        "closed form": (lambda z: z + problem.net.gradient(z, problem.w, t)[0], problem.net),
+        "cflow": (lambda z: z + flow.velocity(z, problem.w, 1.0), problem.net),
     }
     rows, calls = [], dict[str, Call]()
     for kind, (step, module) in steps.items():
@@ -145,34 +140,46 @@ def facts(problem: Problem, flow: cflow.PotentialFlow, solve: Solve, reference: 
     }
 
 
-def memory(problem: Problem, solve: Solve, training: Call) -> dict[str, int | None]:
-    """Bytes kept for the backward pass, and on CUDA the peak of forward and backward."""
+def memory(problem: Problem, solve: Solve, training: Call) -> dict[str, int]:
+    """Bytes kept for the backward pass, and the peak of forward and backward."""
     held = held_bytes(lambda: solve(problem.z0.detach().requires_grad_()))
     return {"held_bytes": held, "peak_bytes": peak_bytes(training, problem.device)}
 
 
 def graphs(problem: Problem, *, rounds: int, budget: float) -> list[dict[str, Any]]:
-    """One velocity and one step of rk4, eager and, on CUDA, replayed from a CUDA graph."""
-    net, w, z, t = problem.net, problem.w, problem.z0, problem.z0.new_tensor(0.5)
-
-    def velocity(z: Tensor, t: Tensor) -> Tensor:
-        return net.gradient(z, w, t)[0]
+    """One velocity and one step of rk4, eager and, on CUDA, replayed from a CUDA graph; or why there is no graph."""
+    flow, w, z = problem.flow(solver("rk4")), problem.w, problem.z0
 
     def rk4_step() -> Tensor:
-        k1 = velocity(z, t)
-        k2 = velocity(z + 0.5 * k1, t + 0.5)
-        k3 = velocity(z + 0.5 * k2, t + 0.5)
-        k4 = velocity(z + k3, t + 1)
+        k1 = flow.velocity(z, w, 0.5)
+        k2 = flow.velocity(z + 0.5 * k1, w, 1.0)
+        k3 = flow.velocity(z + 0.5 * k2, w, 1.0)
+        k4 = flow.velocity(z + k3, w, 1.5)
         return z + (k1 + 2 * (k2 + k3) + k4) / 6
 
+    eager: dict[str, Call] = {"velocity": partial(flow.velocity, z, w, 0.5), "rk4 step": rk4_step}
+    calls, missing = dict(eager), dict[str, str]()
     with torch.no_grad():
-        eager: dict[str, Call] = {"velocity": lambda: velocity(z, t), "rk4 step": rk4_step}
-        captured = {name: capture(call, problem.device) for name, call in eager.items()}
-        calls = eager | {f"{name}, graph": call for name, call in captured.items() if call is not None}
+        for name, call in eager.items():
+            try:
+                replay = capture(call, problem.device)
+            except RuntimeError as error:
+                missing[name] = first_sentence(error)
+                continue
+            if replay is None:
+                missing[name] = "no CUDA graph on a CPU"
+            else:
+                calls[f"{name}, graph"] = replay
         seconds = interleave(calls, device=problem.device, rounds=rounds, budget=budget)
     documents = {name: timing.document() for name, timing in seconds.items()}
     return [
-        {"size": str(problem.size), "call": name, "eager": documents[name], "graph": documents.get(f"{name}, graph")}
+        {
+            "size": str(problem.size),
+            "call": name,
+            "eager": documents[name],
+            "graph": documents.get(f"{name}, graph"),
+            "why_no_graph": missing.get(name),
+        }
         for name in eager
     ]
 
@@ -228,7 +235,7 @@ def show(document: dict[str, Any]) -> None:
     print()
     for graph in document["graphs"]:
         eager, replay = (None if graph[kind] is None else graph[kind]["median"] * 1e6 for kind in ("eager", "graph"))
-        tail = "no CUDA graph on a CPU" if replay is None else f"{replay:.0f} µs as a CUDA graph"
+        tail = graph["why_no_graph"] if replay is None else f"{replay:.0f} µs as a CUDA graph"
         print(f"{graph['size']}, one {graph['call']}: {eager:.0f} µs eager, {tail}")
     for name, why in document["skipped"].items():
         print(f"skipped {name}: {first_sentence(Exception(why))}")
@@ -238,39 +245,36 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    training, peak = row["training"], row["peak_bytes"]
     reads = row["host_reads_a_step"] if row["synchronisations_a_step"] is None else row["synchronisations_a_step"]
     return (
         f"{row['method']}, {row['gradient']}" + (", compiled" if row["compiled"] else ""),
         f"{row['step_seconds'] * 1e3:.3f}",
         f"{row['forward']['median'] * 1e3:.2f}",
-        f"{training['median'] * 1e3:.2f}",
-        f"{training['low'] * 1e3:.2f} .. {training['high'] * 1e3:.2f}",
+        *milliseconds(row["training"]),
         f"{row['training_step_in_euler_steps']:.2f}",
         str(row["nfe"]),
         str(row["steps"]),
         number(row["error"], ".1e"),
         number(row["gradient_error"], ".1e"),
-        f"{row['held_bytes'] / 1e6:.2f}" + ("" if peak is None else f" (peak {peak / 1e6:.1f})"),
+        f"{row['held_bytes'] / 1e6:.2f}",
+        f"{row['peak_bytes'] / 1e6:.2f}",
         f"{reads:.1f}",
     )
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, "solver_cost", rounds=None)
     much = parser.add_mutually_exclusive_group()
     much.add_argument(
         "--quick", action="store_true", help="D=64, K=3, batch 128, one thread, four methods: under a minute"
     )
+    much.add_argument("--sizes", nargs="+", type=Size.parse, metavar="D,K,B", help="these sizes")
     much.add_argument("--full", action="store_true", help="all 27 sizes: hours on a CPU")
     parser.add_argument("--marks", action="store_true", help="only the ratios to be reached (always on a CPU)")
-    parser.add_argument("--device", type=device_of, default=torch.device("cpu"), help="cpu (default) or cuda")
     parser.add_argument("--methods", nargs="+", choices=sorted(SOLVERS), help="methods to measure; all by default")
     parser.add_argument("--compile", action="store_true", help="also the compiled field")
-    parser.add_argument("--rounds", type=int, help="timed rounds (default 15; 5 with --quick)")
     parser.add_argument("--budget", type=float, help="seconds of timing a size (default 20; 6 with --quick)")
-    parser.add_argument("--json", type=Path, default=Path("solver_cost.json"), help="file for the results")
     parser.add_argument("--plot", type=Path, default=Path("solver_cost.png"), help="file for the work-precision plot")
     return parser.parse_args(words)
 
@@ -293,7 +297,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     everything = torch.get_num_threads()
     document = run(
-        QUICK if args.quick else FULL if args.full else USUAL,
+        QUICK if args.quick else FULL if args.full else args.sizes or USUAL,
         device=args.device,
         methods=args.methods or (QUICK_METHODS if args.quick else list(SOLVERS)),
         thread_counts=[1] if args.quick or args.device.type == "cuda" else sorted({1, everything}),

@@ -1,8 +1,12 @@
 """The benchmarks run in a small configuration, and what they keep has the shape that their readers expect."""
 
+import ast
+import graphlib
 import importlib
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -37,24 +41,71 @@ def small():
     return script("problems").Size(6, 2, 5)
 
 
+def problem_of(size):
+    return script("problems").Problem.make(size, CPU)
+
+
+# --- what they may know of cflow, and of each other -----------------------------------------------------------
+
+PUBLIC = ("cflow.plots", "cflow.data", "cflow.metrics", "cflow.nets", "cflow.pde", "cflow.training")
+
+
+def imports(tree):
+    """(module, name or None) of every import of a file, those by `importlib.import_module` with a literal included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.module, alias.name) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from ((x.value, None) for x in node.args if isinstance(x, ast.Constant))
+
+
+@pytest.fixture(scope="module")
+def trees():
+    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.glob("*.py")}
+
+
+def test_benchmarks_use_the_public_api_only(trees) -> None:
+    seen = set()
+    for name, tree in trees.items():
+        for module, what in imports(tree):
+            if module.split(".")[0] == "cflow":
+                whole = module if what is None or module != "cflow" or what in cflow.__all__ else f"{module}.{what}"
+                assert whole == "cflow" or whole.startswith(PUBLIC), f"{name} imports {whole}"
+                assert not (what or "").startswith("_"), f"{name} imports {what}"
+                seen.add(whole)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cflow":
+                assert node.attr in cflow.__all__, f"{name} uses cflow.{node.attr}"
+    assert seen >= {"cflow", "cflow.plots", "cflow.training.module"}
+
+
+def test_benchmarks_import_each_other_in_one_direction(trees) -> None:
+    needs = {name: {module for module, _ in imports(tree)} & set(trees) for name, tree in trees.items()}
+    order = tuple(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError
+    assert "peers_jax" in needs["peers"]  # also what is imported late
+    assert order.index("measuring") < order.index("solver_cost")
+
+
 # --- clocks, counters, memory --------------------------------------------------------------------------------
 
 
 def test_interleaved_calls_share_their_rounds() -> None:
-    common, runs = script("common"), []
-    seconds = common.interleave(
+    measuring, runs = script("measuring"), []
+    seconds = measuring.interleave(
         {"a": lambda: runs.append("a"), "b": lambda: runs.append("b")}, device=CPU, rounds=4, least=0
     )
     assert {len(timing.rounds) for timing in seconds.values()} == {4}
     assert runs[-8:] != ["a", "b"] * 4  # the order changes
     assert sorted(runs[-8:]) == ["a"] * 4 + ["b"] * 4
-    slow, fast = common.Timing((2.0, 6.0, 4.0)), common.Timing((1.0, 2.0, 4.0))
+    slow, fast = measuring.Timing((2.0, 6.0, 4.0)), measuring.Timing((1.0, 2.0, 4.0))
     assert slow.over(fast).rounds == (2.0, 3.0, 1.0)  # round by round
     assert slow.document() == {"median": 4.0, "low": 3.0, "high": 5.0, "rounds": 3.0}
 
 
 def test_a_budget_ends_the_rounds() -> None:
-    seconds = script("common").interleave({"a": lambda: None}, device=CPU, rounds=10**6, budget=0.05)
+    seconds = script("measuring").interleave({"a": lambda: None}, device=CPU, rounds=10**6, budget=0.05)
     assert 3 <= len(seconds["a"].rounds) < 10**6
 
 
@@ -73,7 +124,7 @@ class Hoarder(torch.autograd.Function):
 
 
 def test_held_bytes_counts_what_is_saved_once_and_nothing_older() -> None:
-    held = script("common").held_bytes
+    held = script("measuring").held_bytes
     x = torch.randn(1000, requires_grad=True)
     y = torch.randn(1000)
     scalar = 4
@@ -83,22 +134,30 @@ def test_held_bytes_counts_what_is_saved_once_and_nothing_older() -> None:
     assert held(lambda: (x * 2).detach().sum()) == scalar  # released before the end of the pass
 
 
+def test_peak_bytes_count_what_is_alive_at_one_time() -> None:
+    peak = script("measuring").peak_bytes
+    x = torch.randn(1000)
+    assert peak(lambda: x.exp(), CPU) == 4000
+    assert peak(lambda: [x.exp(), x.sin()], CPU) == 8000
+    assert peak(lambda: (x.exp().sum(), x.sin().sum()), CPU) < 5000  # one after the other
+    assert peak(lambda: None, CPU) == 0
+
+
 def test_host_reads_are_counted_for_solves() -> None:
-    common, problems = script("common"), script("problems")
+    measuring, problems = script("measuring"), script("problems")
     problem = problems.Problem.make(small(), CPU)
-    with common.HostReads() as reads:
+    with measuring.HostReads() as reads:
         problem.forward(problem.solve(problems.solver("dopri5")))()
     assert reads.count > 0
-    with common.HostReads("cuda") as reads:  # on CUDA only tensors that lie there count
+    with measuring.HostReads("cuda") as reads:  # on CUDA only tensors that lie there count
         bool(torch.ones(()) > 0)
     assert reads.count == 0
 
 
 def test_without_cuda_its_measurements_say_so(monkeypatch) -> None:
-    common = script("common")
-    assert common.peak_bytes(lambda: None, CPU) is None
-    assert common.cuda_synchronisations(lambda: None, CPU) is None
-    assert common.capture(lambda: None, CPU) is None
+    measuring = script("measuring")
+    assert measuring.cuda_synchronisations(lambda: None, CPU) is None
+    assert measuring.capture(lambda: None, CPU) is None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         script("solver_cost").arguments(["--device", "cuda"])
@@ -107,7 +166,7 @@ def test_without_cuda_its_measurements_say_so(monkeypatch) -> None:
 def test_synchronisations_are_those_that_cuda_warns_of(monkeypatch) -> None:
     import warnings
 
-    common, modes = script("common"), [0]
+    measuring, modes = script("measuring"), [0]
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
 
@@ -116,7 +175,7 @@ def test_synchronisations_are_those_that_cuda_warns_of(monkeypatch) -> None:
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
 
-    assert common.cuda_synchronisations(call, torch.device("cuda")) == 2
+    assert measuring.cuda_synchronisations(call, torch.device("cuda")) == 2
     assert modes == [0, "warn", 0]
 
 
@@ -141,7 +200,7 @@ def test_events_time_cuda(monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     calls = []
-    assert script("common").stopwatch(lambda: calls.append(1), 4, torch.device("cuda")) == pytest.approx(0.25)
+    assert script("measuring").stopwatch(lambda: calls.append(1), 4, torch.device("cuda")) == pytest.approx(0.25)
     assert len(calls) == 4
     assert len(waited) == 2
 
@@ -157,7 +216,7 @@ def test_fields_by_autograd_are_the_potentials_own(dim, kind) -> None:
     field = getattr(original, kind)(problem.net, problem.w)
     assert original.check_same_velocity(problem.net, field, problem.z0, tolerance=1e-12) < 1e-12
     per_row = torch.linspace(0, 8, 7, dtype=torch.float64)
-    v = problem.net.gradient(problem.z0, problem.w, per_row)[0]
+    v = cflow.PotentialFlow(problem.net).velocity(problem.z0, problem.w, per_row)
     assert original.relative_difference(field(per_row, problem.z0), v) < 1e-12
     span = torch.tensor(problems.HORIZON, dtype=torch.float64)
     solve = lambda z0: torchdiffeq.odeint(field, z0, span, method="rk4", options={"step_size": 1.0})[-1]  # noqa: E731
@@ -237,7 +296,8 @@ def test_solver_cost_document(document) -> None:
     assert rk4["gradient_error"] < 1e-2 < found["euler", "adjoint"]["gradient_error"]
     assert found["rk4", "adjoint"]["held_bytes"] < rk4["held_bytes"] / 3
     assert rk4["step_seconds"] == pytest.approx(rk4["forward"]["median"] / 8)
-    assert all(row["peak_bytes"] is None and row["synchronisations_a_step"] is None for row in rows)
+    assert all(row["peak_bytes"] > 0 and row["synchronisations_a_step"] is None for row in rows)
+    assert all(row["peak_bytes"] >= row["held_bytes"] for row in rows if row["gradient"] == "direct")
     assert {graph["call"] for graph in document["graphs"]} == {"velocity", "rk4 step"}
     assert all(graph["graph"] is None and set(graph["eager"]) == TIMING for graph in document["graphs"])
 
@@ -253,13 +313,13 @@ def test_solver_cost_sweeps(document) -> None:
 
 
 def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
-    cost, common, precision = script("solver_cost"), script("common"), script("precision")
+    cost, report, precision = script("solver_cost"), script("report"), script("precision")
     cost.show(document)
     table = capsys.readouterr().out
     assert "D=6 K=2 batch=5, 1 thread(s)" in table
     for words in ("euler step, original", "rk4, direct", "skipped scipy_solver, direct", "no CUDA graph"):
         assert words in table
-    common.write_json(tmp_path / "kept" / "cost.json", document | {"bad": float("nan")})
+    report.write_json(tmp_path / "kept" / "cost.json", document | {"bad": float("nan")})
     kept = json.loads((tmp_path / "kept" / "cost.json").read_text(encoding="utf-8"))
     assert kept["bad"] is None
     assert kept["rows"] == document["rows"]
@@ -272,13 +332,14 @@ def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
 
 
 def test_compiled_field_is_skipped_with_a_reason_where_there_is_none(monkeypatch, capsys) -> None:
-    cost = script("solver_cost")
+    cost, asked = script("solver_cost"), []
     monkeypatch.setattr(cost, "can_compile", lambda: False)
+    monkeypatch.setattr(cost, "measure_size", lambda *args, compiled, **more: asked.append(compiled) or ([], {}))
     for name in ("sweep", "gradient_sweep"):
         monkeypatch.setattr(cost, name, lambda *args, **more: [])
-    document = cost.run([small()], device=CPU, methods=["euler"], thread_counts=[1], rounds=1, budget=0, compiled=True)
+    cost.run([small()], device=CPU, methods=["euler"], thread_counts=[1], rounds=1, budget=0, compiled=True)
     assert "skipped the compiled field" in capsys.readouterr().out
-    assert not any(row["compiled"] for row in document["rows"])
+    assert asked == [False]
 
 
 def test_marks(capsys) -> None:
@@ -297,6 +358,40 @@ def test_marks(capsys) -> None:
     assert not marks.Mark("/", "", 2.0, 2.0, 2.0, must=1.5).reached
 
 
+def test_versions_are_compared_mark_by_mark(tmp_path, capsys) -> None:
+    versions = script("compare_versions")
+    names = ("rk4 inference: × faster", "velocity / products", "gradient, discrete − direct", "new")
+
+    def marks(*values):
+        return [{"name": n, "size": "D", "value": v, "seconds": v} for n, v in zip(names, values, strict=False)]
+
+    this = versions.collect([marks(2.0, 3.0, 2.0, 1.0), marks(4.0, 3.0, 2.0, 1.0), marks(2.0, 9.0, 2.0, 1.0)])
+    other = versions.collect([marks(4.0, 3.1, 1.0)] * 3)
+    rows = versions.compare(this, other, tolerance=5.0)
+    assert [(row["slower_percent"], row["verdict"]) for row in rows] == [
+        (100.0, "SLOWER"),  # half as many times faster
+        (pytest.approx(-3.2, abs=0.1), ""),
+        (100.0, ""),  # rounding, not time
+    ]
+    assert rows[0]["time_ratio"] == 0.5  # its own time, whatever the other side of the mark does
+    versions.show(rows)
+    assert "+100.0" in capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=r"is that a checkout|No module named"):
+        versions.measure(tmp_path, [])
+
+
+@pytest.mark.slow
+def test_a_version_is_compared_with_itself(tmp_path) -> None:
+    versions = script("compare_versions")
+    words = [str(FOLDER.parent), "--quick", "--rounds", "1", "--budget", "0.1", "--tolerance", "1e6"]
+    with pytest.raises(SystemExit) as end:
+        versions.main([*words, "--json", str(tmp_path / "versions.json")])
+    assert not end.value.code
+    rows = json.loads((tmp_path / "versions.json").read_text(encoding="utf-8"))["rows"]
+    marks = script("marks")
+    assert {row["name"] for row in rows} == {*marks.WANTED, *marks.MAIN_MUST}
+
+
 def test_quick_mode_is_one_size() -> None:
     cost = script("solver_cost")
     args = cost.arguments(["--quick"])
@@ -306,12 +401,83 @@ def test_quick_mode_is_one_size() -> None:
     assert len(cost.FULL) == 27
 
 
+# --- on a device ---------------------------------------------------------------------------------------------
+
+
+def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> None:
+    device = script("check_device")
+    seen = list(device.cases())
+    names = {(case.method, case.gradient) for case in seen}
+    assert names == {
+        *((method, mode) for method in ("rk4", "dopri5") for mode in ("direct", "discrete", "adjoint")),
+        *(("explicit_adams", mode) for mode in ("direct", "adjoint")),
+        (device.CALLS, ""),
+    }
+    assert len(seen) == len(set(seen)) == len(device.POTENTIALS) * len(device.SELECTIONS) * (2 * 8 + 1)
+    few = [
+        device.Case("user's", "schedule", "rk4", "discrete", True),
+        device.Case("MLP", "schedule a sample", "dopri5", "direct", False),
+        device.Case("ridge", "weights", device.CALLS, "", False),
+    ]
+    monkeypatch.setattr(device, "cases", lambda: iter(few))
+    words = ["--json", str(tmp_path / "check.json")]
+    with pytest.raises(SystemExit) as end:
+        device.main(words)
+    assert not end.value.code
+    rows = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 6
+    assert all(row["same"] and (row["difference"] > 0) == (row["dtype"] == "float32") for row in rows)
+
+    answers = device.Case.answers
+
+    def broken(case, where, dtype):
+        if case.method == "dopri5" and dtype == torch.float32:
+            raise ValueError("no such kernel")
+        return [x + (0.1 if dtype == torch.float32 else 0.0) for x in answers(case, where, dtype)]
+
+    monkeypatch.setattr(device.Case, "answers", broken)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        device.main(words)
+    assert end.value.code == 1
+    told = capsys.readouterr().out
+    assert told.count("DIFFERS") == 3
+    assert "ValueError: no such kernel" in told
+
+
+@pytest.mark.slow
+def test_the_gpus_script_runs_on_a_cpu(tmp_path) -> None:
+    script_of_all = FOLDER / "on_gpu.sh"
+    environment = os.environ | {"OUT": str(tmp_path), "PYTHON": sys.executable}
+    words = ["bash", str(script_of_all), "--device", "cpu", "--quick"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for name in ("check_device", "solver_cost", "against_peers", "user_module"):
+        assert json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))["benchmark"] == name
+    assert (tmp_path / "solver_cost.png").stat().st_size > 10_000
+    assert "all parts ran" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+
+
+def test_the_gpus_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path) -> None:
+    stand_in = tmp_path / "python"  # fails for one part, and has none of the packages that others need
+    stand_in.write_text('#!/bin/sh\ncase "$1" in *solver_cost.py) exit 3;; -) exit 1;; *) echo "ran $1";; esac\n')
+    stand_in.chmod(0o755)
+    environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": str(stand_in)}
+    done = subprocess.run(["bash", str(FOLDER / "on_gpu.sh")], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "FAILED: solver_cost (exit status 3)" in done.stdout
+    assert "ran benchmarks/user_module.py" in done.stdout
+    assert "skipped training_iteration" in done.stdout
+    wrong = subprocess.run(["bash", str(FOLDER / "on_gpu.sh"), "--fast"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+
+
 # --- against_peers -------------------------------------------------------------------------------------------
 
 
 def test_against_peers_compares_answers_before_it_times(capsys) -> None:
     against = script("against_peers")
-    rows, skipped = against.compare(small(), "rk4", ["cflow", "torchdiffeq"], rounds=3, budget=0.2)
+    rows, skipped = against.compare(problem_of(small()), "rk4", ["cflow", "torchdiffeq"], rounds=3, budget=0.2)
     assert skipped == {}
     names = [row["library"] for row in rows]
     assert {"cflow, direct", against.BASE, "torchdiffeq odeint, stacked field"} <= set(names)
@@ -328,7 +494,7 @@ def test_against_peers_compares_answers_before_it_times(capsys) -> None:
 
 def test_where_the_time_of_a_solve_goes() -> None:
     against = script("against_peers")
-    document = against.run([small()], ["rk4"], ["cflow"], rounds=3, budget=0.2)
+    document = against.run([small()], ["rk4"], ["cflow"], device=CPU, rounds=3, budget=0.2)
     (found,) = document["where_time_goes"]
     assert found["nfe"] == 32
     assert set(found["parts"]) == {"products", "rest_of_evaluations", "steps"}
@@ -340,8 +506,9 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     against, peers = script("against_peers"), script("peers")
 
     def liar(problem, method):
-        one_step = lambda z: z + problem.net.gradient(z, problem.w, torch.tensor(0.0))[0]  # noqa: E731
-        yield peers.Peer("liar", problem.forward(one_step), problem.training(one_step), lambda: 1)
+        flow = cflow.PotentialFlow(problem.net)
+        one_step = lambda z: z + flow.velocity(z, problem.w, 0.0)  # noqa: E731
+        yield script("peer").Peer("liar", problem.forward(one_step), problem.training(one_step), lambda: 1)
 
     def missing(problem, method):
         raise ModuleNotFoundError("No module named 'missing'")
@@ -351,18 +518,21 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     monkeypatch.setitem(peers.MAKERS, "missing", missing)
     monkeypatch.setitem(peers.MAKERS, "empty", lambda problem, method: iter([]))
     libraries = ["liar", "missing", "empty", "torchdiffeq"]
-    rows, skipped = against.compare(small(), "dopri5", libraries, rounds=1, budget=0)
+    rows, skipped = against.compare(problem_of(small()), "dopri5", libraries, rounds=1, budget=0)
     assert "liar" not in [row["library"] for row in rows]
     assert "another answer" in skipped["liar"]
     assert "cflow-torch[bench]" in skipped["missing"]
     assert skipped["empty"] == "has no dopri5"
 
 
-@pytest.mark.parametrize("library", ["torchdyn", "torchode", "zuko", "diffrax"])
+COMPILED = pytest.param("cflow-compiled", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("library", ["torchdyn", "torchode", "zuko", "diffrax", COMPILED])
 def test_other_libraries_give_the_same_answer(library) -> None:
-    if importlib.util.find_spec(library) is None:
+    if importlib.util.find_spec(library.partition("-")[0]) is None:
         pytest.skip(f"{library} is not installed")
-    rows, skipped = script("against_peers").compare(small(), "dopri5", [library], rounds=1, budget=0)
+    rows, skipped = script("against_peers").compare(problem_of(small()), "dopri5", [library], rounds=1, budget=0)
     assert rows
     assert not skipped
 
@@ -384,6 +554,26 @@ def test_training_iteration_parts_add_up(capsys) -> None:
     assert "digits, original" in capsys.readouterr().out
 
 
+def test_users_module_is_held_against_the_same_field_by_hand(tmp_path, capsys, monkeypatch) -> None:
+    users = script("user_module")
+    users.main(["--quick", "--rounds", "1", "--budget", "0", "--json", str(tmp_path / "users.json")])
+    assert "D4 K3, log-density" in capsys.readouterr().out
+    kept = json.loads((tmp_path / "users.json").read_text(encoding="utf-8"))
+    assert [(row["log_density"], row["way"]) for row in kept["rows"]] == [
+        (log_density, way) for log_density in (False, True) for way in ("by hand", "direct", "discrete")
+    ]
+    assert all(row["difference"] < 1e-10 and set(row["training"]) == TIMING for row in kept["rows"])
+    assert [mark["name"] for mark in kept["marks"]] == list(users.MUST) * 2
+    memory = [mark for mark in kept["marks"] if "memory" in mark["name"]]
+    assert all(mark["reached"] and mark["value"] > 0.01 for mark in memory)
+
+    case = users.Case.make(3, 2, True, CPU, batch=4)
+    by_hand = users.Case.by_hand
+    monkeypatch.setattr(users.Case, "by_hand", lambda self, z0: (by_hand(self, z0)[0], z0[:, 0]))
+    with pytest.raises(RuntimeError, match="written by hand"):
+        users.check_same(case)
+
+
 def test_velocity_runs(tmp_path, capsys) -> None:
     script("velocity").main(["--rounds", "1", "--json", str(tmp_path / "velocity.json")])
     assert "mlp, k per sample" in capsys.readouterr().out
@@ -391,7 +581,7 @@ def test_velocity_runs(tmp_path, capsys) -> None:
 
 
 def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch, capsys) -> None:
-    field, words = script("compiled_field"), ["--size", "4", "2", "5", "--rounds", "1", "--budget", "0"]
+    field, words = script("compiled_field"), ["--size", "4,2,5", "--rounds", "1", "--budget", "0"]
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     field.main([*words, "--json", str(tmp_path / "compiled.json")])
     assert "user's module" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, memory, host reads, CUDA graphs, and the machine's description.
+"""How the benchmarks measure: interleaved timing, memory, host reads, CUDA graphs.
 
 Everything that is compared is timed in one process and interleaved: every round runs each call once (or a few times,
 where it is short) in a random order, so that a slower minute of the machine hits all of them. Only ratios of one run
@@ -7,29 +7,23 @@ mean anything on another machine.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import json
+import itertools
 import math
 import os
-import platform
 import random
 import statistics
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-import cflow
 
 Call = Callable[[], object]
 
@@ -166,14 +160,18 @@ def held_bytes(forward: Call) -> int:
         saved.add(kept)
         return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        result = forward()
-    gc.collect()
-    found = {}
-    for x in [*(kept.tensor for kept in saved), *_live_tensors()]:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in before:
-            found[storage.data_ptr()] = storage.nbytes()
+    gc.freeze()  # what is older need not be searched again
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+            result = forward()
+        gc.collect()
+        found = {}
+        for x in [*(kept.tensor for kept in saved), *_live_tensors()]:
+            storage = x.untyped_storage()
+            if storage.data_ptr() not in before:
+                found[storage.data_ptr()] = storage.nbytes()
+    finally:
+        gc.unfreeze()
     del result
     return sum(found.values())
 
@@ -189,10 +187,10 @@ def _live_tensors() -> list[Tensor]:
     return [x for x in gc.get_objects() if issubclass(type(x), Tensor) and x.layout == torch.strided]
 
 
-def peak_bytes(call: Call, device: torch.device) -> int | None:
-    """Most bytes that a call allocates on the device beyond those already in use; None where the device is a CPU."""
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """Most bytes that a call allocates at one time beyond those already in use, temporary ones included."""
     if device.type != "cuda":
-        return None
+        return _cpu_peak(call)
     gc.collect()
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
@@ -200,6 +198,29 @@ def peak_bytes(call: Call, device: torch.device) -> int | None:
     call()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def _cpu_peak(call: Call) -> int:
+    """From the allocator's own events, which PyTorch's profiler records: what a resident set does not tell apart."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _silent_stderr(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call()
+    results: Any = profile.profiler
+    events = sorted(results.kineto_results.events(), key=lambda event: int(event.start_ns()))
+    return max(itertools.accumulate(int(e.nbytes()) for e in events if e.name() == "[memory]"), default=0)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """The profiler announces its start and stop there, from C++."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -244,7 +265,11 @@ def cuda_synchronisations(call: Call, device: torch.device) -> int | None:
 
 
 def capture(call: Call, device: torch.device) -> Call | None:
-    """Replay of a call recorded as a CUDA graph; None on a CPU. The call must not read from the device."""
+    """Replay of a call recorded as a CUDA graph; None on a CPU.
+
+    Raises:
+        RuntimeError: the call makes the host wait for the device, which no graph can hold.
+    """
     if device.type != "cuda":
         return None
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -257,90 +282,3 @@ def capture(call: Call, device: torch.device) -> Call | None:
     with torch.cuda.graph(graph):
         call()
     return graph.replay
-
-
-# --- machine, tables, files ------------------------------------------------------------------------------
-
-
-def machine(device: torch.device) -> dict[str, str]:
-    """What the numbers were measured on."""
-    described = {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu_name(),
-        "cores": str(os.cpu_count()),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchdiffeq": torchdiffeq.__version__,
-        "cflow": cflow.__version__,
-    }
-    if device.type == "cuda":
-        described["cuda"] = str(torch.version.cuda)
-    return described
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def one_line(described: Mapping[str, str]) -> str:
-    """The machine's description on one line.
-
-    Example:
-        >>> one_line({"device": "cpu", "torch": "2.9"})
-        'device cpu, torch 2.9'
-    """
-    return ", ".join(f"{key} {value}" for key, value in described.items())
-
-
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns as wide as their widest entry, the first one left-aligned.
-
-    Example:
-        >>> print_table(["method", "ms"], [["rk4", "1.0"], ["euler", "10.0"]])
-        method    ms
-        rk4      1.0
-        euler   10.0
-    """
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    for line in lines:
-        cells = [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-        print("  ".join(cells).rstrip())
-
-
-def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Keep a document, numbers that JSON does not know as null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_finite(document), indent=1) + "\n", encoding="utf-8")
-    print(f"wrote {path}")
-
-
-def _finite(x: Any) -> Any:
-    if isinstance(x, Mapping):
-        return {key: _finite(value) for key, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [_finite(value) for value in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
-
-
-def device_of(name: str) -> torch.device:
-    """A device by name, for argparse.
-
-    Raises:
-        argparse.ArgumentTypeError: CUDA where there is none.
-    """
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise argparse.ArgumentTypeError("PyTorch finds no CUDA device here; use --device cpu")
-    return device
-
-
-def first_sentence(error: Exception) -> str:
-    """Why something is skipped, in one short line."""
-    return str(error).split("\n")[0].split("; ")[0]
