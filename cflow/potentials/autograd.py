@@ -97,24 +97,34 @@ class ModuleField(AutogradField):
 class GradientField(AutogradField):
     """The velocity of a potential that defines its own `gradient`, see `Potential`."""
 
-    net: Any
-    probe: Tensor | None = None
+    def __init__(self, net: nn.Module, weights: Tensor) -> None:
+        super().__init__(net, weights)
+        self.both = _exact_gradient
 
     def with_divergence(self, probe: Tensor | None) -> Self:
         other = copy.copy(self)
-        other.probe = probe
+        other.both = _exact_gradient if probe is None else functools.partial(_estimated_gradient, probe)
         return other
 
     def velocity(self, z: Tensor, time: Time) -> Tensor:
-        v: Tensor = self.net.gradient(z, self.weights, time)[0]
-        return v
+        return _own_gradient(self.net, z, self.weights, time)
 
     def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
-        if self.probe is None:
-            exact: tuple[Tensor, Tensor] = self.net.gradient(z, self.weights, time, laplacian=True)
-            return exact
-        v, vjp = _vjp(lambda z: self.velocity(z, time), z)
-        return v, (vjp(self.probe)[0] * self.probe).sum(-1)
+        return self.both(self.net, z, self.weights, time)
+
+
+def _own_gradient(net: Any, z: Tensor, w: Tensor, t: Tensor) -> Tensor:
+    v: Tensor = net.gradient(z, w, t)[0]
+    return v
+
+
+def _exact_gradient(net: Any, z: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = net.gradient(z, w, t, laplacian=True)
+    return found
+
+
+def _estimated_gradient(probe: Tensor, net: Any, z: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    return _estimated_by(_vjp(lambda z: _own_gradient(net, z, w, t), z), probe)
 
 
 # --- ways to the derivatives --------------------------------------------------------------------------------------
@@ -140,31 +150,35 @@ def _total(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Te
     return (u.reshape(len(z), w.shape[-1]) * w).sum()
 
 
+VelocityAndProduct = tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]  # v (R, D), and λ -> ((∂v/∂z)ᵀ λ,)
+
+
+def _vjp(function: Callable[[Tensor], Tensor], z: Tensor) -> VelocityAndProduct:
+    v, vjp, *_ = torch.func.vjp(function, z)
+    return v, vjp
+
+
+def _estimated_by(found: VelocityAndProduct, probe: Tensor) -> tuple[Tensor, Tensor]:
+    v, vjp = found
+    return v, (vjp(probe)[0] * probe).sum(-1)
+
+
 def _velocity_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
     v: Tensor = torch.func.grad(lambda z: _total(net, z, t, w, args))(z)
     return v
 
 
-def _vjp(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
-    v, vjp, *_ = torch.func.vjp(function, z)
-    return v, vjp
-
-
 def _estimated_by_func(
     probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
 ) -> tuple[Tensor, Tensor]:
-    v, vjp = _vjp(lambda z: _velocity_by_func(net, z, t, w, args), z)
-    return v, (vjp(probe)[0] * probe).sum(-1)
+    return _estimated_by(_vjp(lambda z: _velocity_by_func(net, z, t, w, args), z), probe)
 
 
 def _exact_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> tuple[Tensor, Tensor]:
     v, vjp = _vjp(lambda z: _velocity_by_func(net, z, t, w, args), z)
     basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
-
-    def second_derivative(e: Tensor) -> Tensor:
-        return (vjp(e.expand_as(z))[0] * e).sum(-1)
-
-    return v, torch.func.vmap(second_derivative, chunk_size=64)(basis).sum(0)
+    each = torch.func.vmap(lambda e: (vjp(e.expand_as(z))[0] * e).sum(-1), chunk_size=64)
+    return v, each(basis).sum(0)
 
 
 BY_FUNC = Ways(_velocity_by_func, _exact_by_func, _estimated_by_func)

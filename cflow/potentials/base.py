@@ -81,7 +81,7 @@ class Potential(nn.Module):
             return field.velocity(z, field.at(t)), None
         return field.with_divergence(None).velocity_and_divergence(z, field.at(t))
 
-    def field(self, mixture: Mixture, context: Tensor | None = None, compiled: Compiled | None = None) -> VelocityField:
+    def field(self, mixture: Mixture) -> VelocityField:
         """Return the velocity of one mixture; subclasses that know a closed form define it.
 
         Raises:
@@ -135,9 +135,9 @@ class SumPotential(Potential):
         first, *others = (value(term, z, t, context) for term in self.terms)
         return sum(others, first)
 
-    def field(self, mixture: Mixture, context: Tensor | None = None, compiled: Compiled | None = None) -> VelocityField:
-        """Return the sum of the terms' velocities; context and compiled code are for modules of a user's."""
-        return SumField([field_of(term, mixture, context, compiled) for term in self.terms])
+    def field(self, mixture: Mixture) -> VelocityField:
+        """Return the sum of the terms' velocities."""
+        return field_of(self, mixture)
 
 
 def field_of(
@@ -145,8 +145,10 @@ def field_of(
 ) -> VelocityField:
     """The velocity ∇ Σ_k w_k u_k of any potential for one mixture: the one place where its kind matters."""
     how = net.derivation() if isinstance(net, Potential) else "autograd"
+    if isinstance(net, SumPotential) and how == "field":
+        return SumField([field_of(term, mixture, context, compiled) for term in net.terms])
     if isinstance(net, Potential) and how == "field":
-        return net.field(mixture, context, compiled)
+        return net.field(mixture)
     weights = mixture.weights
     if weights is None:
         raise NotImplementedError(f"{type(net).__name__} has no closed form, whose rows could be grouped by flow")

@@ -21,6 +21,23 @@ from ..modes import ordinary, recorded, transformed
 from .field import Linearization, RecordedLinearization, Tensors, Time, VelocityField
 
 
+@dataclass
+class States:
+    """Several states and what is known of them.
+
+    Attributes:
+        z: the states (S, R, D).
+        activations: theirs, side by side.
+        cotangents: λ (R, D) of each.
+        tangents: what `vjp` left of each.
+    """
+
+    z: Tensor
+    activations: Tensors
+    cotangents: list[Tensor]
+    tangents: list[Tensors]
+
+
 class ClosedForm(VelocityField):
     """A velocity whose vector-Jacobian products are closed forms.
 
@@ -105,15 +122,8 @@ class ClosedForm(VelocityField):
         """(∂v/∂z)ᵀ λ (R, D) and the tangents along λ. Not differentiable."""
 
     @abstractmethod
-    def vjp_parameters(
-        self,
-        z: Tensor,
-        activations: Tensors,
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensors],
-        totals: Tensors | None = None,
-    ) -> tuple[Tensors, Tensors]:
-        """Gradients of Σ λ·v over states (S, R, D): of the first `num_main` tensors, and of their S entries of `embed`.
+    def vjp_parameters(self, states: States, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
+        """Gradients of Σ λ·v over some states: of the first `num_main` tensors, and of their S entries of `embed`.
 
         The former are added to `totals`, in place, where there are some. Not differentiable.
         """
@@ -157,7 +167,7 @@ class _Velocity(torch.autograd.Function):
         if not any(needed[1:]):
             return (None, along_z, *(None for _ in inputs))
         side_by_side = tuple(x.unsqueeze(form.stage_axis) for x in activations)
-        main, times = form.vjp_parameters(z[None], side_by_side, [cotangent], [tangents])
+        main, times = form.vjp_parameters(States(z[None], side_by_side, [cotangent], [tangents]))
         return (None, along_z, *(x[0] for x in times), *main)
 
 
@@ -170,18 +180,15 @@ class _Chunk:
 
     Attributes:
         first: the first of them.
-        z, activations: theirs, side by side; `each` by each.
+        states: what is known of them; cotangents and tangents come in backwards.
+        each: the activations of each.
         times: their entries of `embed`, recorded.
-        cotangents, tangents: gathered backwards, of the last state first.
     """
 
     first: int
-    z: Tensor
-    activations: Tensors
+    states: States
     each: list[Tensors]
     times: Tensors
-    cotangents: list[Tensor]
-    tangents: list[Tensors]
 
 
 class _ClosedLinearization(Linearization):
@@ -218,7 +225,7 @@ class _ClosedLinearization(Linearization):
             z = torch.stack([*self.z[chosen]])
             activations = plain.activations_of_several(z, seen)
             each = list(zip(*(x.unbind(plain.stage_axis) for x in activations), strict=True))
-        self.chunk = _Chunk(first, z, activations, each, times, [], [])
+        self.chunk = _Chunk(first, States(z, activations, [], []), each, times)
         return self.chunk
 
     def derivatives(self, i: int) -> tuple[Tensor, Tensor | None]:
@@ -228,8 +235,8 @@ class _ClosedLinearization(Linearization):
     def vjp(self, i: int, along_v: Tensor, along_divergence: Tensor | None) -> Tensor:
         chunk = self._chunk(i)
         along_z, tangents = self.plain.vjp(chunk.each[i - chunk.first], along_v)
-        chunk.cotangents.append(along_v)
-        chunk.tangents.append(tangents)
+        chunk.states.cotangents.insert(0, along_v)
+        chunk.states.tangents.insert(0, tangents)
         if i == chunk.first:
             self._add(chunk)
             self.chunk = None
@@ -239,10 +246,7 @@ class _ClosedLinearization(Linearization):
         """Add the gradients of some states to those of the tensors and times."""
         if not any(x.requires_grad for x in (self.t, *self.form.tensors)):
             return
-        cotangents, tangents = chunk.cotangents[::-1], chunk.tangents[::-1]
-        self.along_main, times = self.plain.vjp_parameters(
-            chunk.z, chunk.activations, cotangents, tangents, self.along_main
-        )
+        self.along_main, times = self.plain.vjp_parameters(chunk.states, self.along_main)
         if self.table is None:
             self._chain(chunk.times, times)
             return

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..checks import positive_int
-from .autograd import Compiled, Derivatives
+from .autograd import Derivatives
 from .base import Derivation, Potential
+from .closed_form import States
 from .field import Mixture, Tensors, Time
 from .stack import StackedForm, add, add_product, join, sigmoid, sigmoid_vjp, sigmoid_vjp_into
 from .time import ROOT_HALF, TimeNet, affine, gelu, parameters_of, sinusoids, uniform
@@ -73,13 +74,13 @@ class MLPPotential(Potential):
         found = super().derivation()
         return "gradient" if found == "field" and self.output_tanh else found
 
-    def field(self, mixture: Mixture, context: Tensor | None = None, compiled: Compiled | None = None) -> MLPClosedForm:
+    def field(self, mixture: Mixture) -> MLPClosedForm:
         """∇ Σ w_k u_k of one mixture; under `output_tanh` that of the argument of the last tanh."""
         return MLPClosedForm(mixture, parameters_of(self, "w1", "b1", "w2", "b2", "a"), self.time)
 
     def gradient(self, z: Tensor, w: Tensor, t: Tensor, *, laplacian: bool = False) -> Derivatives:
         """∇_z Σ w_k u_k (B, D) and, if asked, its Laplacian (B,), which costs K·H²·D multiplications a sample."""
-        if self.derivation() != "gradient":
+        if self._derivation != "field" or not self.output_tanh:
             return super().gradient(z, w, t, laplacian=laplacian)
         # u = tanh(g): ∇u = (1 − u²) ∇g, Δu = (1 − u²) (Δg − 2 u ‖∇g‖²)
         u = self(z, t)
@@ -216,7 +217,7 @@ class MLPClosedForm(StackedForm):
         s1, _, s2, q, r, *curved = activations
         w2 = self.tensors[2]
         curved2, curved1 = curved or _curvatures(s1, s2, q, r)
-        a1 = self.first(cotangent, None, 8)  # 8 times the derivative of a₁ along λ
+        a1 = self.first_along(cotangent, 8)  # 8 times the derivative of a₁ along λ
         h1 = sigmoid_vjp(a1, s1)  # twice that of tanh(a₁)
         a2 = torch.bmm(h1, self.w2t)
         dq = curved2 * a2
@@ -224,20 +225,13 @@ class MLPClosedForm(StackedForm):
         dr = sigmoid_vjp_into(self.rowwise(dp), dp, s1).addcmul_(curved1, a1, value=0.25)
         return self.last(dr), (h1, a2, dq, dr)
 
-    def vjp_parameters(
-        self,
-        z: Tensor,
-        activations: Tensors,
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensors],
-        totals: Tensors | None = None,
-    ) -> tuple[Tensors, Tensors]:
+    def vjp_parameters(self, states: States, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         w2, c = self.tensors[2:4]
         w1_total, w2_total = (None, None) if totals is None else (totals[0], totals[2])
-        _, x, s2, q, r = (part.flatten(1, 2) for part in activations[:5])  # (G, S·R or S·R/G, H)
-        h1, a2, dq = (join([each[i] for each in tangents]) for i in range(3))
-        shape = len(dq), len(tangents), -1, dq.shape[-1]
-        along_w1, along_b1 = self.first_gradient(z, cotangents, [each[3] for each in tangents], r, w1_total)
+        _, x, s2, q, r = (part.flatten(1, 2) for part in states.activations[:5])  # (G, S·R or S·R/G, H)
+        h1, a2, dq = (join([each[i] for each in states.tangents]) for i in range(3))
+        shape = len(dq), len(states.tangents), -1, dq.shape[-1]
+        along_w1, along_b1 = self.first_gradient(states, [each[3] for each in states.tangents], r, w1_total)
         along_w2 = add_product(add_product(w2_total, q.mT, h1, 0.125), dq.mT, x, 0.5)
         along_c = (0.125 * sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
         grads = along_w1, along_b1, along_w2, along_c
@@ -246,18 +240,18 @@ class MLPClosedForm(StackedForm):
             return add((*grads, 0.25 * dq.sum(1, keepdim=True)), totals), (times.transpose(0, 1),)
         return add(grads, totals), (0.25 * dq.view(shape).sum(2, keepdim=True).transpose(0, 1),)
 
-    def prepare_laplacian(self, probe: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """2 ‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe."""
-        return 2 * self.norms(), None if probe is None else self.first(probe, None, 4)
+    def prepare_laplacian(self, probe: Tensor | None) -> Tensors:
+        """2 ‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe, if there is one."""
+        return (2 * self.norms(), *(() if probe is None else (self.first_along(probe, 4),)))
 
-    def laplacian(self, activations: Tensors, factors: tuple[Tensor, Tensor | None]) -> Tensor:
+    def laplacian(self, activations: Tensors, factors: Tensors) -> Tensor:
         """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
         s1, _, s2, q, r = activations
-        norms, along_probe = factors
-        if along_probe is None:
-            squares = self._jacobian_squares(4 * s1 * (1 - s1))
+        norms, *along_probe = factors
+        if along_probe:
+            squares = torch.bmm(sigmoid_vjp(along_probe[0], s1), self.w2t).square()
         else:
-            squares = torch.bmm(sigmoid_vjp(along_probe, s1), self.w2t).square()
+            squares = self._jacobian_squares(4 * s1 * (1 - s1))
         curved2, curved1 = _curvatures(s1, s2, q, r)
         return self.of_rows(torch.addcmul(curved1 * norms, curved2, squares, value=0.5))
 

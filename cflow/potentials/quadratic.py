@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
-from .autograd import Compiled
 from .base import Potential
-from .closed_form import ClosedForm
+from .closed_form import ClosedForm, States
 from .field import Mixture, Tensors
 from .stack import add, join, rows
 
@@ -57,7 +54,7 @@ class QuadraticPotential(Potential):
         u = 0.5 * torch.einsum("bi,kij,bj->bk", z, self.matrix, z)
         return u if self.shift is None else u + z @ self.shift.mT
 
-    def field(self, mixture: Mixture, context: Tensor | None = None, compiled: Compiled | None = None) -> LinearForm:
+    def field(self, mixture: Mixture) -> LinearForm:
         """∇ Σ w_k u_k of one mixture."""
         shift = self.matrix.new_zeros(self.num_flows, self.dim) if self.shift is None else self.shift
         return LinearForm(mixture, 0.5 * (self.matrix + self.matrix.mT), shift[:, None])
@@ -99,20 +96,13 @@ class LinearForm(ClosedForm):
             return _mix(cotangent, s.mT, w[0]), ()
         return torch.bmm(rows(cotangent, self.blocks), s.mT).view(-1, s.shape[-1]), ()
 
-    def vjp_parameters(
-        self,
-        z: Tensor,
-        activations: Tensors,
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensors],
-        totals: Tensors | None = None,
-    ) -> tuple[Tensors, Tensors]:
+    def vjp_parameters(self, states: States, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         s, b, *w = self.tensors
         if not w:
-            x, along = (join([rows(part, self.blocks) for part in parts]) for parts in (z, cotangents))
+            x, along = (join([rows(part, self.blocks) for part in parts]) for parts in (states.z, states.cotangents))
             return add((torch.bmm(x.mT, along), along.sum(1, keepdim=True)), totals), ()
-        x, along = z.flatten(0, 1), join(cotangents, 0)
-        weights = w[0].repeat(len(z), 1)
+        x, along = states.z.flatten(0, 1), join(states.cotangents, 0)
+        weights = w[0].repeat(len(states.z), 1)
         along_s = (_weighted(x, weights).mT @ along).view(s.shape)
         each = torch.einsum("rd,kde,re->rk", x, s, along) + along @ b[:, 0].mT
         return add((along_s, (weights.mT @ along)[:, None], each.view(-1, *w[0].shape).sum(0)), totals), ()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import positive_int
-from .autograd import Compiled
 from .base import Potential
+from .closed_form import States
 from .field import Mixture, Tensors, Time
 from .stack import StackedForm, add, sigmoid, sigmoid_vjp
 from .time import ROOT_HALF, TimeNet, affine, gelu, parameters_of, sinusoids, uniform
@@ -52,7 +52,7 @@ class RidgePotential(Potential):
             x, a = x + db, a + da
         return (a * (torch.logaddexp(x, -x) - math.log(2))).sum(-1)
 
-    def field(self, mixture: Mixture, context: Tensor | None = None, compiled: Compiled | None = None) -> RidgeForm:
+    def field(self, mixture: Mixture) -> RidgeForm:
         """∇ Σ w_k u_k of one mixture."""
         w, b, a = parameters_of(self, "w", "b", "a")
         return RidgeForm(mixture, w, b, a[:, None], self.time)
@@ -123,7 +123,7 @@ class RidgeForm(StackedForm):
     def activations(self, z: Tensor, time: Tensors, *, inplace: bool) -> Tensors:
         a, b = time
         if self.row_times:
-            return sigmoid(2 * (self.first(z, None, 1) + b), inplace=inplace), a
+            return sigmoid(2 * (self.first_along(z, 1) + b), inplace=inplace), a
         return sigmoid(self.first(z, b if self.blocks > 1 else b.view(-1), 2), inplace=inplace), a
 
     def velocity_of(self, activations: Tensors) -> Tensor:
@@ -141,24 +141,17 @@ class RidgeForm(StackedForm):
 
     def vjp(self, activations: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         s, a = activations
-        x = self.first(cotangent, None, 1)
+        x = self.first_along(cotangent, 1)
         dr = sigmoid_vjp(4 * self.factors * a * x, s)
         return self.last(dr), (x, dr)
 
-    def vjp_parameters(
-        self,
-        z: Tensor,
-        activations: Tensors,
-        cotangents: Sequence[Tensor],
-        tangents: Sequence[Tensors],
-        totals: Tensors | None = None,
-    ) -> tuple[Tensors, Tensors]:
+    def vjp_parameters(self, states: States, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         factors, w_total = self.factors, None if totals is None else totals[0]
-        s, a = (part.transpose(0, 1) for part in activations)  # (G, S, R or R/G or 1, H)
-        x, dr = (torch.stack([each[i] for each in tangents], 1) for i in range(2))
+        s, a = (part.transpose(0, 1) for part in states.activations)  # (G, S, R or R/G or 1, H)
+        x, dr = (torch.stack([each[i] for each in states.tangents], 1) for i in range(2))
         h = 2 * s - 1
         r, hx = factors[:, None] * a * h, h * x
-        along_w, _ = self.first_gradient(z, cotangents, [each[1] for each in tangents], r.flatten(1, 2), w_total)
+        along_w, _ = self.first_gradient(states, [each[1] for each in states.tangents], r.flatten(1, 2), w_total)
         along_factors = (a * hx).sum((1, 3)) if factors.shape[1] > 1 else (a * hx).sum((1, 2, 3))
         along_a, along_b = factors[:, None] * hx, dr
         if not self.row_times:

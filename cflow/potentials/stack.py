@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .closed_form import ClosedForm
+from .closed_form import ClosedForm, States
 from .field import Mixture, Tensors
 
 
@@ -50,12 +50,18 @@ class StackedForm(ClosedForm):
         squares: Tensor = torch.linalg.vecdot(self.w, self.w)
         return squares.view(self.flows, 1, self.hidden)
 
-    def first(self, z: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        """scale · (z Wᵀ + b), (G, R or R/G, H), for a `bias` or None."""
-        bias, beta = (self.unused, 0.0) if bias is None else (bias, scale)
+    def first(self, z: Tensor, bias: Tensor, scale: float) -> Tensor:
+        """scale · (z Wᵀ + b), (G, R or R/G, H)."""
         if self.blocks > 1:
-            return torch.baddbmm(bias, rows(z, self.blocks), self.wt, beta=beta, alpha=scale)
-        out = torch.addmm(bias, z, self.wt, beta=beta, alpha=scale)
+            return torch.baddbmm(bias, rows(z, self.blocks), self.wt, beta=scale, alpha=scale)
+        out = torch.addmm(bias, z, self.wt, beta=scale, alpha=scale)
+        return out.view(-1, self.flows, self.hidden).transpose(0, 1)
+
+    def first_along(self, z: Tensor, scale: float) -> Tensor:
+        """scale · z Wᵀ, (G, R or R/G, H)."""
+        if self.blocks > 1:
+            return torch.baddbmm(self.unused, rows(z, self.blocks), self.wt, beta=0, alpha=scale)
+        out = torch.addmm(self.unused, z, self.wt, beta=0, alpha=scale)
         return out.view(-1, self.flows, self.hidden).transpose(0, 1)
 
     def first_sigmoid(self, z: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,12 +92,10 @@ class StackedForm(ClosedForm):
         return x.new_empty(num_rows, flows, hidden).transpose(0, 1)
 
     def first_gradient(
-        self, z: Tensor, cotangents: Sequence[Tensor], dr: Sequence[Tensor], r: Tensor, total: Tensor | None
+        self, states: States, dr: Sequence[Tensor], r: Tensor, total: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Σ drᵀ z + rᵀ λ, added to a total, and Σ dr.
-
-        For states (S, R, D), cotangents λ and dr (G, R or R/G, H) of each, and r (G, S·R or S·R/G, H) of all.
-        """
+        """Σ drᵀ z + rᵀ λ, added to a total, and Σ dr: for dr (G, R or R/G, H) of each state and r side by side."""
+        z, cotangents = states.z, states.cotangents
         if self.blocks > 1:
             along = join(dr)
             z, at = (join([rows(x, self.blocks) for x in xs]) for xs in (z, cotangents))

@@ -24,9 +24,9 @@ from torch import Tensor
 from ..errors import CflowError
 from ..modes import ordinary, unrecorded
 from ..potentials.field import VelocityField
-from .integrate import Step
 from .rhs import Clock
 from .state import State
+from .steps import Step
 from .tableau import Tableau
 
 

@@ -15,10 +15,11 @@ from ..errors import ArgumentError
 from ..modes import transformed
 from ..potentials.field import VelocityField
 from .discrete import Replay
-from .integrate import Integrator, Step
+from .integrate import Integrator
 from .rhs import Clock, RecordedRightHandSide, RightHandSide, RowClock, clock_of
 from .segments import Segment
 from .state import State
+from .steps import Step
 from .tableau import tableau
 
 
@@ -33,7 +34,6 @@ class SegmentSolve:
         state: what is integrated.
         y: the rows at the start (R, C).
         start, end: times at the ends that the potential sees, () or (R,) in float64.
-        samples: the row (B,) of each sample, where rows are sorted and filled up.
     """
 
     integrator: Integrator
@@ -43,7 +43,6 @@ class SegmentSolve:
     y: Tensor
     start: Tensor
     end: Tensor
-    samples: Tensor | None
 
     def rhs(self) -> RightHandSide:
         """The right-hand side."""
@@ -55,7 +54,7 @@ class SegmentSolve:
         mode = solver.gradient_mode(log_density="log_density" in self.state.names)
         recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         if mode == "direct" or not recorded or transformed():
-            return self.integrator(self.rhs(), self.y, self.segment, samples=self.samples)
+            return self.integrator(self.rhs(), self.y, self.segment)
         if parametrize._cache_enabled:
             raise ArgumentError(
                 f"gradient: {mode!r} gives parameters no gradient inside torch.nn.utils.parametrize.cached(); leave "
@@ -93,10 +92,8 @@ class ContinuousAdjoint(torch.autograd.Function):
             else:
                 clock = clock_of(start, end, length, y)
             wanted = [x for x in ctx.copies[1:] if x.requires_grad]
-            ctx.output = solve.integrator(
-                RecordedRightHandSide(field, clock, solve.state), y, solve.segment,
-                samples=solve.samples, adjoint_of=wanted,
-            )  # fmt: skip
+            rhs = RecordedRightHandSide(field, clock, solve.state)
+            ctx.output = solve.integrator(rhs, y, solve.segment, adjoint_of=wanted)
         ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
         output: Tensor = ctx.output.detach()
         return output
@@ -120,7 +117,7 @@ class Discrete(torch.autograd.Function):
     def forward(ctx: Any, solve: SegmentSolve, isolated: VelocityField, *inputs: Tensor) -> Tensor:
         ctx.solve, ctx.isolated = solve, isolated
         steps: list[Step] = []
-        output = solve.integrator(solve.rhs(), solve.y, solve.segment, samples=solve.samples, kept=steps)
+        output = solve.integrator(solve.rhs(), solve.y, solve.segment, kept=steps)
         ctx.steps = steps
         ctx.save_for_backward(*inputs)
         return output

@@ -108,7 +108,8 @@ class Solve:
         if self.state.needs_divergence:
             velocity = velocity.with_divergence(sort(self.probe))
         start, end = sort(segment.start), sort(segment.end)
-        return SegmentSolve(integrator, segment, velocity, self.state, sort(y), start, end, rows.back), rows
+        state = replace(self.state, samples=rows.back)
+        return SegmentSolve(integrator, segment, velocity, state, sort(y), start, end), rows
 
     def _advance(self, integrator: Integrator, y: Tensor, segment: Segment) -> list[Tensor]:
         """States (B, C) at the outputs of a segment."""

@@ -74,10 +74,12 @@ class State:
     Attributes:
         dim: latent dimensions D.
         names: the integrals, of `INTEGRALS`.
+        samples: the row (B,) of each sample, where rows are sorted and filled up; None: the batch as it is.
     """
 
     dim: int
     names: tuple[str, ...] = ()
+    samples: Tensor | None = None
 
     @property
     def integrals(self) -> list[Integral]:
