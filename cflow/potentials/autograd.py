@@ -36,7 +36,7 @@ class AutogradField(VelocityField):
     plain = False
 
     def __init__(self, net: nn.Module, weights: Tensor, context: Tensor | None = None) -> None:
-        self.net, self.weights = net, weights
+        self.net, self.weights, self.num_flows = net, weights, weights.shape[-1]
         self.args: Tensors = () if context is None else (context,)
         self.tensors = (weights, *self.args, *net.parameters())
 
@@ -60,25 +60,81 @@ class AutogradField(VelocityField):
 
 
 class ModuleField(AutogradField):
-    """∇ Σ_k w_k u_k of a module u(z (R, D), t (R,)) -> (R, K), or (R,) for one flow.
+    """∇ Σ_k w_k u_k of a module u(z (R, D), t (R,)) -> (R, K), or (R,) for one flow."""
+
+    def __init__(self, net: nn.Module, weights: Tensor, context: Tensor | None = None) -> None:
+        super().__init__(net, weights, context)
+        self.trace = exact_trace
+
+    def with_divergence(self, probe: Tensor | None) -> Self:
+        other = copy.copy(self)
+        other.trace = exact_trace if probe is None else functools.partial(estimated_trace, probe)
+        return other
+
+    def velocity(self, z: Tensor, time: Time) -> Tensor:
+        create_graph, z = torch.is_grad_enabled(), _variable(z)
+        with torch.enable_grad():
+            u = self.net(z, time.expand(len(z)), *self.args)
+            return _gradient((u.reshape(len(z), self.num_flows) * self.weights).sum(), z, None, create_graph)
+
+    def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
+        create_graph, z = torch.is_grad_enabled(), _variable(z)
+        with torch.enable_grad():
+            u = self.net(z, time.expand(len(z)), *self.args)
+            v = _gradient((u.reshape(len(z), self.num_flows) * self.weights).sum(), z, None, True)
+            trace = self.trace(v, z, create_graph)
+        return (v, trace) if create_graph else (v.detach(), trace.detach())
+
+
+def _variable(z: Tensor) -> Tensor:
+    """z by itself, for partial derivatives: other inputs may depend on z."""
+    return z.view_as(z) if z.requires_grad and torch.is_grad_enabled() else z.detach().requires_grad_()
+
+
+def _gradient(y: Tensor, z: Tensor, along: Tensor | None, create_graph: bool) -> Tensor:
+    if not y.requires_grad:  # it does not depend on z
+        return torch.zeros_like(z)
+    return torch.autograd.grad(
+        y, z, along, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
+    )[0]
+
+
+def estimated_trace(probe: Tensor, v: Tensor, z: Tensor, create_graph: bool) -> Tensor:
+    """εᵀ(∂v/∂z)ε (R,) for a probe ε (Hutchinson 1989)."""
+    return (_gradient(v, z, probe, create_graph) * probe).sum(-1)
+
+
+COLUMNS = 8  # up to so many second derivatives one by one take less time than in one batched backward pass
+
+
+def exact_trace(v: Tensor, z: Tensor, create_graph: bool) -> Tensor:
+    """Σ_i ∂v_i/∂z_i (R,), from D second derivatives."""
+    if not v.requires_grad:
+        return torch.zeros_like(z[:, 0])
+    if z.shape[1] <= COLUMNS:
+        first, *others = (_gradient(x.sum(), z, None, create_graph)[:, i] for i, x in enumerate(v.unbind(1)))
+        return sum(others, first)
+    trace = torch.zeros_like(z[:, 0])
+    for basis in torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], 64):
+        along = torch.autograd.grad(
+            v, z, basis.expand(-1, *z.shape), create_graph=create_graph, retain_graph=True,
+            is_grads_batched=True, allow_unused=True, materialize_grads=True,
+        )[0]  # fmt: skip
+        trace = trace + (along * basis).sum((0, 2))
+    return trace
+
+
+class TransformedField(AutogradField):
+    """The same by `torch.func`: at twice the cost, where a transformation or a compiler looks on.
 
     Arguments:
         net, weights, context: see `AutogradField`.
-        compiled: derivatives behind `torch.compile`.
+        ways: how derivatives are found.
     """
 
-    def __init__(
-        self, net: nn.Module, weights: Tensor, context: Tensor | None = None, compiled: Compiled | None = None
-    ) -> None:
+    def __init__(self, net: nn.Module, weights: Tensor, context: Tensor | None, ways: Ways) -> None:
         super().__init__(net, weights, context)
-        if torch.compiler.is_compiling():
-            raise ArgumentError(
-                f"potential: torch.export and torch.compile do not see through the gradient of {type(net).__name__}; "
-                "export flows of cflow's own potentials, or compile with PotentialFlow(…, compile=True)"
-            )
-        # torch.autograd takes half the time of torch.func, which alone works where a transformation looks on
-        self.ways = compiled.ways if compiled is not None else BY_FUNC if transformed() else BY_AUTOGRAD
-        self.both = self.ways.exact
+        self.ways, self.both = ways, ways.exact
 
     def with_divergence(self, probe: Tensor | None) -> Self:
         other = copy.copy(self)
@@ -127,7 +183,7 @@ def _estimated_gradient(probe: Tensor, net: Any, z: Tensor, w: Tensor, t: Tensor
     return _estimated_by(_vjp(lambda z: _own_gradient(net, z, w, t), z), probe)
 
 
-# --- ways to the derivatives --------------------------------------------------------------------------------------
+# --- torch.func --------------------------------------------------------------------------------------------------
 
 
 class Ways(NamedTuple):
@@ -184,62 +240,18 @@ def _exact_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensor
 BY_FUNC = Ways(_velocity_by_func, _exact_by_func, _estimated_by_func)
 
 
-def _variable(z: Tensor) -> Tensor:
-    """z by itself, for partial derivatives: other inputs may depend on z."""
-    return z.view_as(z) if z.requires_grad and torch.is_grad_enabled() else z.detach().requires_grad_()
-
-
-def _gradient(y: Tensor, z: Tensor, along: Tensor | None, create_graph: bool) -> Tensor:
-    if not y.requires_grad:  # it does not depend on z
-        return torch.zeros_like(z)
-    return torch.autograd.grad(
-        y, z, along, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
-    )[0]
-
-
-def _velocity_by_autograd(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
-    create_graph, z = torch.is_grad_enabled(), _variable(z)
-    with torch.enable_grad():
-        return _gradient(_total(net, z, t, w, args), z, None, create_graph)
-
-
-def _estimated_by_autograd(
-    probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
-) -> tuple[Tensor, Tensor]:
-    create_graph, z = torch.is_grad_enabled(), _variable(z)
-    with torch.enable_grad():
-        v = _gradient(_total(net, z, t, w, args), z, None, True)
-        trace = (_gradient(v, z, probe, create_graph) * probe).sum(-1)
-    return (v, trace) if create_graph else (v.detach(), trace.detach())
-
-
-COLUMNS = 8  # up to so many second derivatives one by one take less time than in one batched backward pass
-
-
-def _exact_by_autograd(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> tuple[Tensor, Tensor]:
-    create_graph, z = torch.is_grad_enabled(), _variable(z)
-    with torch.enable_grad():
-        v = _gradient(_total(net, z, t, w, args), z, None, True)
-        trace = _trace(v, z, create_graph) if v.requires_grad else torch.zeros_like(v[:, 0])
-    return (v, trace) if create_graph else (v.detach(), trace.detach())
-
-
-def _trace(v: Tensor, z: Tensor, create_graph: bool) -> Tensor:
-    """Σ_i ∂v_i/∂z_i (R,), from D second derivatives."""
-    if z.shape[1] <= COLUMNS:
-        first, *others = (_gradient(x.sum(), z, None, create_graph)[:, i] for i, x in enumerate(v.unbind(1)))
-        return sum(others, first)
-    trace = torch.zeros_like(z[:, 0])
-    for basis in torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], 64):
-        along = torch.autograd.grad(
-            v, z, basis.expand(-1, *z.shape), create_graph=create_graph, retain_graph=True,
-            is_grads_batched=True, allow_unused=True, materialize_grads=True,
-        )[0]  # fmt: skip
-        trace = trace + (along * basis).sum((0, 2))
-    return trace
-
-
-BY_AUTOGRAD = Ways(_velocity_by_autograd, _exact_by_autograd, _estimated_by_autograd)
+def module_field(
+    net: nn.Module, weights: Tensor, context: Tensor | None = None, compiled: Compiled | None = None
+) -> AutogradField:
+    """The field of a user's module, by the way that works where it is made."""
+    if torch.compiler.is_compiling():
+        raise ArgumentError(
+            f"potential: torch.export and torch.compile do not see through the gradient of {type(net).__name__}; "
+            "export flows of cflow's own potentials, or compile with PotentialFlow(…, compile=True)"
+        )
+    if compiled is None and not transformed():
+        return ModuleField(net, weights, context)
+    return TransformedField(net, weights, context, BY_FUNC if compiled is None else compiled.ways)
 
 
 # --- copies ---------------------------------------------------------------------------------------------------

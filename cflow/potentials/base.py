@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import positive_int
 from ..errors import ArgumentError, ArgumentTypeError, CflowError
-from .autograd import Compiled, Derivatives, GradientField, ModuleField
+from .autograd import Compiled, Derivatives, GradientField, module_field
 from .field import Mixture, SumField, VelocityField
 
 Derivation = Literal["field", "gradient", "autograd"]
@@ -76,7 +76,7 @@ class Potential(nn.Module):
             the gradient (B, D) and the Laplacian (B,), or None where it was not asked for.
         """
         mixture = Mixture(w, row_times=t.ndim > 0)
-        field = self.field(mixture) if self.derivation() == "field" else ModuleField(self, w)
+        field = self.field(mixture) if self.derivation() == "field" else module_field(self, w)
         if not laplacian:
             return field.velocity(z, field.at(t)), None
         return field.with_divergence(None).velocity_and_divergence(z, field.at(t))
@@ -154,7 +154,7 @@ def field_of(
         raise NotImplementedError(f"{type(net).__name__} has no closed form, whose rows could be grouped by flow")
     if isinstance(net, Potential) and how == "gradient":
         return GradientField(net, weights)
-    return ModuleField(net, weights, context, compiled)
+    return module_field(net, weights, context, compiled)
 
 
 def terms_of(net: nn.Module) -> list[nn.Module]:

@@ -132,13 +132,17 @@ class SumField(VelocityField):
         return tuple(term.at(t) for term in self.terms)
 
     def velocity(self, z: Tensor, time: Time) -> Tensor:
-        first, *others = (term.velocity(z, own) for term, own in zip(self.terms, time, strict=True))
-        return sum(others, first)
+        v = self.terms[0].velocity(z, time[0])
+        for i in range(1, len(self.terms)):
+            v = v + self.terms[i].velocity(z, time[i])
+        return v
 
     def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
-        found = [term.velocity_and_divergence(z, own) for term, own in zip(self.terms, time, strict=True)]
-        (v, divergence), others = found[0], found[1:]
-        return sum((x for x, _ in others), v), sum((x for _, x in others), divergence)
+        v, divergence = self.terms[0].velocity_and_divergence(z, time[0])
+        for i in range(1, len(self.terms)):
+            more_v, more = self.terms[i].velocity_and_divergence(z, time[i])
+            v, divergence = v + more_v, divergence + more
+        return v, divergence
 
     def linearize(self, z: Sequence[Tensor], t: Tensor, divergence: bool) -> Linearization:
         return _SumLinearization([term.linearize(z, t, divergence) for term in self.terms])

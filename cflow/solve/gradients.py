@@ -16,7 +16,7 @@ from ..modes import transformed
 from ..potentials.field import VelocityField
 from .discrete import Replay
 from .integrate import Integrator
-from .rhs import Clock, RecordedRightHandSide, RightHandSide, RowClock, clock_of
+from .rhs import Clock, Recorded, RightHandSide, RowClock, clock_of, right_hand_side
 from .segments import Segment
 from .state import State
 from .steps import Step
@@ -46,7 +46,7 @@ class SegmentSolve:
 
     def rhs(self) -> RightHandSide:
         """The right-hand side."""
-        return RightHandSide(self.field, clock_of(self.start, self.end, self.segment.length, self.y), self.state)
+        return right_hand_side(self.field, clock_of(self.start, self.end, self.segment.length, self.y), self.state)
 
     def run(self) -> Tensor:
         """States (L, R, C) at the outputs, differentiable in y, the times, and what the field was made from."""
@@ -92,7 +92,7 @@ class ContinuousAdjoint(torch.autograd.Function):
             else:
                 clock = clock_of(start, end, length, y)
             wanted = [x for x in ctx.copies[1:] if x.requires_grad]
-            rhs = RecordedRightHandSide(field, clock, solve.state)
+            rhs = Recorded(field, clock, solve.state)
             ctx.output = solve.integrator(rhs, y, solve.segment, adjoint_of=wanted)
         ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
         output: Tensor = ctx.output.detach()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -87,59 +87,79 @@ def _between(start: float, end: float, part: float) -> float:
     return end - (end - start) * (1 - min(part, 1.0))
 
 
-Derivative = Callable[[Tensor, Time], Tensor]
-
-
-def _derivative(field: VelocityField, clock: Clock, state: State) -> Derivative:
-    """d(state)/ds (R, D + E) at states (R, D + E) and what the field has made of their time."""
-    rate = clock.rate
-
-    def with_divergence(y: Tensor, time: Time) -> Tensor:
-        v, divergence = field.velocity_and_divergence(state.z(y), time)
-        return state.derivative(v, divergence, rate)
-
-    def with_integrals(y: Tensor, time: Time) -> Tensor:
-        return state.derivative(field.velocity(state.z(y), time), None, rate)
-
-    def alone(y: Tensor, time: Time) -> Tensor:
-        return field.velocity(y, time) * rate
-
-    if state.needs_divergence:
-        return with_divergence
-    if state.names:
-        return with_integrals
-    return field.velocity if isinstance(rate, float) and rate == 1.0 else alone
-
-
-class RightHandSide:
-    """d(state)/ds of one segment: dz/ds = dt/ds · v(z, t(s)), and the same of the integrals.
+class RightHandSide(ABC):
+    """d(state)/ds of one segment, (R, D + E) at a point () of the solver's clock; `right_hand_side` makes one.
 
     Attributes:
         field, clock, state: what it is made of.
     """
 
     def __init__(self, field: VelocityField, clock: Clock, state: State) -> None:
-        self.field, self.clock, self.state = field, clock, state
-        self.derivative = _derivative(field, clock, state)
+        self.field, self.clock, self.state, self.rate = field, clock, state, clock.rate
         self.planned: deque[Time] = deque()
 
     def plan(self, s: Sequence[float]) -> None:
         """Prepare the times of the next evaluations, in this order, in one batch."""
         self.planned = deque(self.field.times(self.clock.times(s)))
 
+    def time(self, s: Tensor) -> Time:
+        """What the field reads of the time at a point of the clock."""
+        return self.planned.popleft() if self.planned else self.field.at(self.clock.times(s[None])[0])
+
+    @abstractmethod
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor: ...
+
+
+class Plain(RightHandSide):
+    """dz/dt, on the clock of all rows."""
+
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
-        """d(state)/ds (R, D + E) at a point () of the solver's clock."""
-        time = self.planned.popleft() if self.planned else self.field.at(self.clock.times(s[None])[0])
-        return self.derivative(y, time)
+        return self.field.velocity(y, self.time(s))
 
 
-class RecordedRightHandSide(RightHandSide):
-    """For torchdiffeq's adjoint, which differentiates every evaluation by itself."""
+class Scaled(RightHandSide):
+    """dz/ds = dt/ds dz/dt."""
+
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        return self.field.velocity(y, self.time(s)) * self.rate
+
+
+class WithIntegrals(RightHandSide):
+    """z and integrals that need no divergence."""
+
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        return self.state.derivative(self.field.velocity(self.state.z(y), self.time(s)), None, self.rate)
+
+
+class WithDivergence(RightHandSide):
+    """z and integrals that need it."""
+
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        v, divergence = self.field.velocity_and_divergence(self.state.z(y), self.time(s))
+        return self.state.derivative(v, divergence, self.rate)
+
+
+class Recorded(RightHandSide):
+    """For torchdiffeq's adjoint, which differentiates every evaluation by itself and wants a graph to y of each."""
+
+    def __init__(self, field: VelocityField, clock: Clock, state: State) -> None:
+        super().__init__(field, clock, state)
+        self.rhs = right_hand_side(field, clock, state)
 
     def plan(self, s: Sequence[float]) -> None:
         """Leave every evaluation to embed its own time."""
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
-        """d(state)/ds, always with a graph to y where gradients are recorded: torchdiffeq wants one."""
-        out = super().__call__(s, y)
+        out = self.rhs(s, y)
         return out + 0 * y if torch.is_grad_enabled() and not out.requires_grad else out
+
+
+def right_hand_side(field: VelocityField, clock: Clock, state: State) -> RightHandSide:
+    """dz/ds = dt/ds · v(z, t(s)) of one segment, and the same of the integrals."""
+    if state.needs_divergence:
+        kind: type[RightHandSide] = WithDivergence
+    elif state.names:
+        kind = WithIntegrals
+    else:
+        kind = Plain if isinstance(clock.rate, float) and clock.rate == 1.0 else Scaled
+    return kind(field, clock, state)
