@@ -32,7 +32,9 @@ class Solver:
     Arguments:
         method: any solver of the installed torchdiffeq, such as "dopri5", "dopri8", "rk4", "euler".
         step_size: frames a step, for fixed-step methods only (there it is required). Each interval between
-            requested times or schedule boundaries is cut into the fewest equal steps no longer than this.
+            requested times or schedule boundaries is cut into the fewest equal steps no longer than this. States at
+            requested times are thus the method's own. (torchdiffeq's option of that name returns points of the chord
+            between two steps; the chord's error, of second order too, may happen to cancel a part of the method's.)
         rtol, atol: relative and absolute tolerance of adaptive methods. A step is accepted where its error, in units
             of atol + rtol·|z|, has a root mean square of at most 1 over the batch and of at most 2 in every sample
             (torchdiffeq alone bounds the first, so that one demanding sample among many easy ones may be far off).
@@ -44,7 +46,9 @@ class Solver:
             integrated (twice as fast, at about twelve times the memory: ask for one of the others where that is too
             much) and for other fixed-step methods, because the adjoint of a coarse fixed-step solve is not its
             gradient; adjoint for "scipy_solver".
-        max_steps: most steps of one solve, rejected ones included.
+        max_steps: most steps of one solve, rejected ones included (torchdiffeq alone has no limit). At a hundredth of
+            the tolerances an adaptive method of order p takes 100^(1/p) times as many: "adaptive_heun" ten times,
+            "dopri5" two and a half times.
         options: further options of the method, as torchdiffeq names them. A "norm" of your own gets errors of states
             (B, D + E), the last E of integrals. "scipy_solver" takes LSODA, which keeps a matrix of the size of the
             state squared; {"solver": "DOP853"} keeps none.
@@ -92,6 +96,11 @@ class Solver:
     def is_scipy(self) -> bool:
         """Whether the method runs in SciPy, on the CPU."""
         return issubclass(SOLVERS[self.method], ScipyWrapperODESolver)
+
+    @property
+    def is_low_order(self) -> bool:
+        """Whether the method is adaptive and of so low an order that tight tolerances take very many steps."""
+        return not (self.is_fixed or self.is_scipy) and SOLVERS[self.method].order <= 3
 
     def gradient_mode(self, *, log_density: bool) -> GradientMode:
         """The gradient mode in use: `gradient`, with "auto" resolved for solves with or without a log-density.

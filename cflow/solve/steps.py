@@ -95,7 +95,10 @@ class Function:
         self.costs.trials += not backward
         self.costs.backward_trials += backward
         if (self.costs.backward_trials if backward else self.costs.trials) > self.solver.max_steps:
-            raise self.failure(s, y, f"more than max_steps={self.solver.max_steps} steps")
+            why = f"more than max_steps={self.solver.max_steps} steps"
+            if self.solver.is_low_order:
+                why += ", and a method of higher order such as 'dopri5' needs far fewer"
+            raise self.failure(s, y, why)
 
     def failure(self, s: float, y: Tensor, why: str) -> IntegrationError:
         """The error of a solve that stopped at s on the solver's clock, in state y."""
