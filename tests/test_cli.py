@@ -26,16 +26,9 @@ TINY = [
     *("--model.likelihood_samples", "2", "--data.val_samples", "20", "--data.test_samples", "30"),
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--data.batch_size", "32"),
 ]
+pytestmark = pytest.mark.usefixtures("one_thread")  # models this small gain nothing from more
+
 NAMES = ["scaling", "rotation", "hue"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small gain nothing from threads, and lose much where other programs take a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -21,20 +21,12 @@ from cflow.training.threads import FasterThreads  # noqa: E402
 
 # Lightning's use of PyTorch's pytree, and its advice on workers, loggers and short epochs.
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),  # models this small gain nothing from more
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)`:FutureWarning"),
     pytest.mark.filterwarnings("ignore::lightning_fabric.utilities.warnings.PossibleUserWarning"),
 ]
 
 SMALL = {"latent_dim": 4, "width": 16, "likelihood_samples": 0}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Models this small gain nothing from threads, and lose much where other programs take a core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trainer(tmp_path, **settings):

@@ -124,8 +124,29 @@ def exact_trace(v: Tensor, z: Tensor, create_graph: bool) -> Tensor:
     return trace
 
 
-class TransformedField(AutogradField):
-    """The same by `torch.func`: at twice the cost, where a transformation or a compiler looks on.
+# --- other ways -----------------------------------------------------------------------------------------------
+
+Velocity = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensors], Tensor]
+VelocityAndDivergence = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensors], tuple[Tensor, Tensor]]
+Estimate = Callable[[Tensor, nn.Module, Tensor, Tensor, Tensor, Tensors], tuple[Tensor, Tensor]]
+
+
+class Ways(NamedTuple):
+    """Functions of a module, z (R, D), t () or (R,), weights and further arguments; the last, of a probe (R, D) first.
+
+    Attributes:
+        velocity: v (R, D).
+        exact: v and ∇·v (R,).
+        estimated: v and εᵀ(∂v/∂z)ε (R,) for a probe ε.
+    """
+
+    velocity: Velocity
+    exact: VelocityAndDivergence
+    estimated: Estimate
+
+
+class FunctionalField(AutogradField):
+    """The same by given functions: `torch.func`, compiled code, or a potential's own gradient.
 
     Arguments:
         net, weights, context: see `AutogradField`.
@@ -142,102 +163,53 @@ class TransformedField(AutogradField):
         return other
 
     def velocity(self, z: Tensor, time: Time) -> Tensor:
-        v: Tensor = self.ways.velocity(self.net, z, time, self.weights, self.args)
-        return v
+        return self.ways.velocity(self.net, z, time, self.weights, self.args)
 
     def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = self.both(self.net, z, time, self.weights, self.args)
-        return found
+        return self.both(self.net, z, time, self.weights, self.args)
 
 
-class GradientField(AutogradField):
-    """The velocity of a potential that defines its own `gradient`, see `Potential`."""
-
-    def __init__(self, net: nn.Module, weights: Tensor) -> None:
-        super().__init__(net, weights)
-        self.both = _exact_gradient
-
-    def with_divergence(self, probe: Tensor | None) -> Self:
-        other = copy.copy(self)
-        other.both = _exact_gradient if probe is None else functools.partial(_estimated_gradient, probe)
-        return other
-
-    def velocity(self, z: Tensor, time: Time) -> Tensor:
-        return _own_gradient(self.net, z, self.weights, time)
-
-    def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
-        return self.both(self.net, z, self.weights, time)
-
-
-def _own_gradient(net: Any, z: Tensor, w: Tensor, t: Tensor) -> Tensor:
-    v: Tensor = net.gradient(z, w, t)[0]
-    return v
-
-
-def _exact_gradient(net: Any, z: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = net.gradient(z, w, t, laplacian=True)
-    return found
-
-
-def _estimated_gradient(probe: Tensor, net: Any, z: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    return _estimated_by(_vjp(lambda z: _own_gradient(net, z, w, t), z), probe)
-
-
-# --- torch.func --------------------------------------------------------------------------------------------------
-
-
-class Ways(NamedTuple):
-    """Functions of (net, z (R, D), t () or (R,), weights, args), the last one of a probe (R, D) before them.
-
-    Attributes:
-        velocity: v (R, D).
-        exact: v and ∇·v (R,).
-        estimated: v and εᵀ(∂v/∂z)ε (R,) for a probe ε (Hutchinson 1989).
-    """
-
-    velocity: Callable[..., Any]
-    exact: Callable[..., Any]
-    estimated: Callable[..., Any]
-
-
-def _total(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
-    """Σ_k w_k u_k, over all rows."""
-    u: Tensor = net(z, t.expand(len(z)), *args)
-    return (u.reshape(len(z), w.shape[-1]) * w).sum()
-
-
-VelocityAndProduct = tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]  # v (R, D), and λ -> ((∂v/∂z)ᵀ λ,)
-
-
-def _vjp(function: Callable[[Tensor], Tensor], z: Tensor) -> VelocityAndProduct:
+def _vjp(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor]]]:
     v, vjp, *_ = torch.func.vjp(function, z)
     return v, vjp
 
 
-def _estimated_by(found: VelocityAndProduct, probe: Tensor) -> tuple[Tensor, Tensor]:
-    v, vjp = found
+def _estimated(
+    velocity: Velocity, probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
+) -> tuple[Tensor, Tensor]:
+    v, vjp = _vjp(lambda z: velocity(net, z, t, w, args), z)
     return v, (vjp(probe)[0] * probe).sum(-1)
 
 
-def _velocity_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
-    v: Tensor = torch.func.grad(lambda z: _total(net, z, t, w, args))(z)
+def _by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
+    def total(z: Tensor) -> Tensor:
+        u: Tensor = net(z, t.expand(len(z)), *args)
+        return (u.reshape(len(z), w.shape[-1]) * w).sum()
+
+    v: Tensor = torch.func.grad(total)(z)
     return v
 
 
-def _estimated_by_func(
-    probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
-) -> tuple[Tensor, Tensor]:
-    return _estimated_by(_vjp(lambda z: _velocity_by_func(net, z, t, w, args), z), probe)
-
-
 def _exact_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> tuple[Tensor, Tensor]:
-    v, vjp = _vjp(lambda z: _velocity_by_func(net, z, t, w, args), z)
-    basis = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
+    v, vjp = _vjp(lambda z: _by_func(net, z, t, w, args), z)
     each = torch.func.vmap(lambda e: (vjp(e.expand_as(z))[0] * e).sum(-1), chunk_size=64)
-    return v, each(basis).sum(0)
+    return v, each(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)).sum(0)
 
 
-BY_FUNC = Ways(_velocity_by_func, _exact_by_func, _estimated_by_func)
+BY_FUNC = Ways(_by_func, _exact_by_func, functools.partial(_estimated, _by_func))
+
+
+def _by_gradient(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
+    v: Tensor = net.gradient(z, w, t)[0]  # type: ignore[operator]
+    return v
+
+
+def _exact_by_gradient(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = net.gradient(z, w, t, laplacian=True)  # type: ignore[operator]
+    return found
+
+
+BY_GRADIENT = Ways(_by_gradient, _exact_by_gradient, functools.partial(_estimated, _by_gradient))
 
 
 def module_field(
@@ -249,9 +221,9 @@ def module_field(
             f"potential: torch.export and torch.compile do not see through the gradient of {type(net).__name__}; "
             "export flows of cflow's own potentials, or compile with PotentialFlow(…, compile=True)"
         )
-    if compiled is None and not transformed():
+    if compiled is None and not transformed():  # torch.func takes twice the time
         return ModuleField(net, weights, context)
-    return TransformedField(net, weights, context, BY_FUNC if compiled is None else compiled.ways)
+    return FunctionalField(net, weights, context, BY_FUNC if compiled is None else compiled.ways)
 
 
 # --- copies ---------------------------------------------------------------------------------------------------
@@ -299,12 +271,13 @@ class Compiled:
     """
 
     def __init__(self) -> None:
-        self.ways = Ways(*map(CompiledFunction, BY_FUNC))
+        self.functions = [CompiledFunction(function) for function in BY_FUNC]
+        self.ways = Ways(*self.functions)
 
     @property
     def is_compiled(self) -> bool:
         """Whether any calls have run compiled code."""
-        return any(isinstance(way, CompiledFunction) and way.is_compiled for way in self.ways)
+        return any(function.compiled is not None for function in self.functions)
 
 
 class CompiledFunction:
@@ -315,25 +288,22 @@ class CompiledFunction:
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.function: Callable[..., Any] = function
-        self.run: Callable[..., Any] = function
-        self.tried = self.is_compiled = False
+        self.function, self.failed = function, False
+        self.compiled: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, compiled where that works."""
-        if not self.tried:
-            self.run, self.tried = torch.compile(self.function, backend=_inductor), True
-            self.is_compiled = True
-        if not self.is_compiled:
+        if self.failed:
             return self.function(*args)
+        self.compiled = self.compiled or torch.compile(self.function, backend=_inductor)
         try:
             with warnings.catch_warnings():
                 # the compiler looks at .grad of everything it sees, and under "error" would stumble over the warning
                 warnings.filterwarnings("ignore", "The .grad attribute of a Tensor", UserWarning)
-                return self.run(*args)
+                return self.compiled(*args)
         except Exception as error:
             result = self.function(*args)  # an error of the function itself comes again here
-            self.is_compiled = False
+            self.failed, self.compiled = True, None
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
                 f"compile: the velocity could not be compiled ({type(error).__name__}: {reason[:200]}); it runs "
@@ -342,9 +312,8 @@ class CompiledFunction:
             )
             return result
 
-    def __getstate__(self) -> dict[str, Any]:
-        tried = self.tried and not self.is_compiled  # compiled code can be neither pickled nor copied
-        return {"function": self.function, "run": self.function, "tried": tried, "is_compiled": False}
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "compiled": None}  # compiled code can be neither pickled nor copied
 
 
 def _inductor(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import positive_int
 from ..errors import ArgumentError, ArgumentTypeError, CflowError
-from .autograd import Compiled, Derivatives, GradientField, module_field
+from .autograd import BY_GRADIENT, Compiled, Derivatives, FunctionalField, module_field
 from .field import Mixture, SumField, VelocityField
 
 Derivation = Literal["field", "gradient", "autograd"]
@@ -153,7 +153,7 @@ def field_of(
     if weights is None:
         raise NotImplementedError(f"{type(net).__name__} has no closed form, whose rows could be grouped by flow")
     if isinstance(net, Potential) and how == "gradient":
-        return GradientField(net, weights)
+        return FunctionalField(net, weights, None, BY_GRADIENT)
     return module_field(net, weights, context, compiled)
 
 

@@ -57,7 +57,7 @@ class ClosedForm(VelocityField):
     stage_axis = 0
     plain = True
     probe: Tensor | None = None
-    laplacian_factors: Any = None  # what `prepare_laplacian` made, where divergences are wanted
+    laplacian_factors: Tensors = ()  # what `prepare_laplacian` made, where divergences are wanted
 
     # --- the interface of a field -----------------------------------------------------------------------------
 
@@ -65,7 +65,7 @@ class ClosedForm(VelocityField):
         other = copy.copy(self)
         other.tensors = tensors
         other.prepare()
-        return other if self.laplacian_factors is None else other.with_divergence(self.probe)
+        return other.with_divergence(self.probe) if self.laplacian_factors else other
 
     def with_divergence(self, probe: Tensor | None) -> Self:
         other = copy.copy(self)
@@ -129,14 +129,14 @@ class ClosedForm(VelocityField):
         """
 
     @abstractmethod
-    def prepare_laplacian(self, probe: Tensor | None) -> Any:
+    def prepare_laplacian(self, probe: Tensor | None) -> Tensors:
         """What Laplacians at all z read: exact ones, or estimates from a Hutchinson probe (R, D). Differentiable.
 
         A closed form whose exact Laplacian costs less than an estimate makes no use of the probe.
         """
 
     @abstractmethod
-    def laplacian(self, activations: Tensors, factors: Any) -> Tensor:
+    def laplacian(self, activations: Tensors, factors: Tensors) -> Tensor:
         """∇·v (R,) where `prepare_laplacian` made the factors. Differentiable."""
 
 

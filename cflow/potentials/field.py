@@ -207,8 +207,8 @@ class RecordedLinearization(Linearization):
             )  # fmt: skip
             if t.requires_grad:
                 self.along_t[i] = found.pop(0)
-            for total, grad in zip(self.totals, found, strict=True):
-                total += grad
+            if found:
+                torch._foreach_add_(self.totals, found)
         return along_z
 
     def vjp_parameters(self) -> tuple[list[Tensor], Tensor | None]:

@@ -107,14 +107,14 @@ class LinearForm(ClosedForm):
         each = torch.einsum("rd,kde,re->rk", x, s, along) + along @ b[:, 0].mT
         return add((along_s, (weights.mT @ along)[:, None], each.view(-1, *w[0].shape).sum(0)), totals), ()
 
-    def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
+    def prepare_laplacian(self, probe: Tensor | None) -> Tensors:
         """tr S, of each row or of each block."""
         s, _, *w = self.tensors
         trace = s.diagonal(dim1=-2, dim2=-1).sum(-1)
-        return w[0] @ trace if w else trace
+        return (w[0] @ trace if w else trace,)
 
-    def laplacian(self, activations: Tensors, factors: Tensor) -> Tensor:
-        return factors.repeat_interleave(len(activations[0]) // len(factors))
+    def laplacian(self, activations: Tensors, factors: Tensors) -> Tensor:
+        return factors[0].repeat_interleave(len(activations[0]) // len(factors[0]))
 
 
 def _mix(z: Tensor, s: Tensor, w: Tensor) -> Tensor:

@@ -159,14 +159,14 @@ class RidgeForm(StackedForm):
         grads = add((along_w, along_factors.view(factors.shape)), totals)
         return grads, (along_a.transpose(0, 1), along_b.transpose(0, 1))
 
-    def prepare_laplacian(self, probe: Tensor | None) -> Tensor:
+    def prepare_laplacian(self, probe: Tensor | None) -> Tensors:
         """4 ‖w_j‖² (G, 1, H)."""
-        return 4 * self.norms()
+        return (4 * self.norms(),)
 
-    def laplacian(self, activations: Tensors, factors: Tensor) -> Tensor:
+    def laplacian(self, activations: Tensors, factors: Tensors) -> Tensor:
         """Σ_j w a_j (1 − tanh²) ‖w_j‖²."""
         s, a = activations
-        return self.of_rows(self.factors * sigmoid_vjp(a * factors, s).sum(-1, keepdim=True))
+        return self.of_rows(self.factors * sigmoid_vjp(a * factors[0], s).sum(-1, keepdim=True))
 
 
 def _of_flows(x: Tensor, mixture: Mixture) -> Tensor:
