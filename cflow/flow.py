@@ -14,7 +14,7 @@ from .modes import concrete, full_precision, ordinary
 from .potentials.autograd import Compiled
 from .potentials.base import is_closed, takes_context, value
 from .potentials.checks import check_module
-from .selection import Selection, SelectionLike, parse_selection
+from .selection import SelectionLike, parse_selection, select_at
 from .solve import Solve, Solver, State, as_solver
 from .times import TimesLike, parse_instant, parse_times
 from .transform import FlowTransform
@@ -240,8 +240,7 @@ class PotentialFlow(nn.Module):
             z, t, rows, context = self._point(z, k, t, context)
             probe = rademacher_like(z) if self._wants_probe else None
             field = velocity_field(self.net, rows.mixture, rows.sort(context)).with_divergence(rows.sort(probe))
-            divergence = field.velocity_and_divergence(rows.sort(z), field.at(rows.sort(t)))[1]
-            return rows.unsort(divergence[:, None])[:, 0]
+            return rows.unsort(field.divergence(rows.sort(z), field.at(rows.sort(t)))[:, None])[:, 0]
 
     def potential(self, z: Tensor, t: TimesLike | None = None, context: Tensor | None = None) -> Tensor:
         """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
@@ -274,8 +273,7 @@ class PotentialFlow(nn.Module):
         batch = len(z)
         instant = parse_instant(_given(t), batch=batch, like=z)
         num_flows = self.num_flows_at(z, instant, context)
-        selection: Selection = parse_selection(k, batch=batch, num_flows=num_flows, like=z)
-        chosen, seen = selection.at(instant, batch)
+        chosen, seen = select_at(k, instant, batch=batch, num_flows=num_flows, like=z)
         return z, seen, Rows.make(self.net, chosen, num_flows, z, seen.ndim > 0), context
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .potentials.base import takes_context, value
-from .selection import SelectionLike, as_weights, parse_selection
+from .selection import SelectionLike, as_weights, select_at
 from .times import TimesLike, as_time_tensor, parse_instant
 
 
@@ -91,8 +91,7 @@ class HamiltonJacobi(nn.Module):
         if num_flows is None:
             with torch.no_grad():
                 num_flows = value(self.potential, z, t, context).shape[1]
-        selection = parse_selection(k, batch=len(z), num_flows=num_flows, like=z)
-        chosen, seen = selection.at(t, len(z))
+        chosen, seen = select_at(k, t, batch=len(z), num_flows=num_flows, like=z)
         return as_weights(chosen, num_flows, z), seen
 
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -209,6 +209,13 @@ def parse_selection(k: SelectionLike, *, num_flows: int, like: Tensor, batch: in
     return Selection(torch.stack(pieces), num_flows, ordinary(k.times), k.clock)
 
 
+def select_at(k: SelectionLike, t: Tensor, *, batch: int, num_flows: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """`Selection.at` of any form of `k`; a constant one costs nothing more than its check."""
+    if isinstance(k, (Schedule, Selection)):
+        return parse_selection(k, batch=batch, num_flows=num_flows, like=like).at(t, batch)
+    return _constant(k, batch, num_flows, like, "k"), t
+
+
 def as_weights(chosen: Tensor, num_flows: int, like: Tensor) -> Tensor:
     """Flows (…) as one-hot weights (…, K); weights as they are."""
     if chosen.is_floating_point():
@@ -262,7 +269,7 @@ def _constant(k: Constant, batch: int | None, num_flows: int, like: Tensor, name
 
 
 def _check_finite(weights: Tensor, name: str) -> None:
-    if traced() or math.isfinite(weights.detach().sum().item()):  # one operation where all is well
+    if traced() or math.isfinite(weights.sum().item()):  # one operation where all is well
         return
     if not bool(torch.isfinite(weights.detach()).all()):
         raise ArgumentError(f"{name}: expected finite weights, got NaN or infinity; look for what made them")

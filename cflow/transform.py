@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from einops import repeat
+from einops import rearrange, repeat
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
@@ -109,7 +109,7 @@ class FlowTransform(Transform):
         return self.call_and_ladj(x)[1]
 
     def _solve(self, x: Tensor, t: Times, log_density: bool = False) -> Path:
-        z = x.reshape(-1, x.shape[-1])
+        z = rearrange(x, "... d -> (...) d")
         batch = x.shape[-2] if x.ndim > 1 else 1
         copies = len(z) // batch if batch else 1
         context = self.context

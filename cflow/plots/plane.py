@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from ..errors import ArgumentError
 from ..flow import FlowPath, PotentialFlow
-from ..selection import SelectionLike, as_weights, parse_selection
+from ..selection import SelectionLike, as_weights, select_at
 from .style import COLOUR_MAP, VERMILION, colour, new_axes, to_array
 
 if TYPE_CHECKING:
@@ -222,8 +222,7 @@ def _height(flow: PotentialFlow, z: Tensor, k: SelectionLike, t: float) -> Tenso
     with torch.no_grad():
         instant = torch.tensor(float(t), dtype=z.dtype, device=z.device)
         num_flows = flow.potential(z[:1], t).shape[1]
-        selection = parse_selection(k, batch=len(z), num_flows=num_flows, like=z)
-        chosen, seen = selection.at(instant, len(z))
+        chosen, seen = select_at(k, instant, batch=len(z), num_flows=num_flows, like=z)
         return (flow.potential(z, seen) * as_weights(chosen, num_flows, z)).sum(-1)
 
 

@@ -87,6 +87,9 @@ class ClosedForm(VelocityField):
         activations = self.activations(z, time, inplace=False)
         return self.velocity_of(activations), self.laplacian(activations, self.laplacian_factors)
 
+    def divergence(self, z: Tensor, time: Time) -> Tensor:
+        return self.laplacian(self.activations(z, time, inplace=False), self.laplacian_factors)
+
     def linearize(self, z: Sequence[Tensor], t: Tensor, divergence: bool) -> Linearization:
         return RecordedLinearization(self, z, t, True) if divergence else _ClosedLinearization(self, z, t)
 

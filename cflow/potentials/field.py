@@ -105,6 +105,10 @@ class VelocityField(ABC):
     def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
         """v (R, D) and ∇·v (R,), or its estimate. Differentiable."""
 
+    def divergence(self, z: Tensor, time: Time) -> Tensor:
+        """∇·v (R,), or its estimate, alone. Differentiable."""
+        return self.velocity_and_divergence(z, time)[1]
+
     @abstractmethod
     def linearize(self, z: Sequence[Tensor], t: Tensor, divergence: bool) -> Linearization:
         """The field at n states (R, D) and times (n,) or (n, R), for gradients to its tensors, states and times."""
@@ -143,6 +147,10 @@ class SumField(VelocityField):
             more_v, more = self.terms[i].velocity_and_divergence(z, time[i])
             v, divergence = v + more_v, divergence + more
         return v, divergence
+
+    def divergence(self, z: Tensor, time: Time) -> Tensor:
+        first, *others = (term.divergence(z, own) for term, own in zip(self.terms, time, strict=True))
+        return sum(others, first)
 
     def linearize(self, z: Sequence[Tensor], t: Tensor, divergence: bool) -> Linearization:
         return _SumLinearization([term.linearize(z, t, divergence) for term in self.terms])

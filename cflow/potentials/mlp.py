@@ -114,7 +114,7 @@ class _StackedTimeNet(TimeNet):
         flows, _, hidden = b2.shape
         if w1.shape[0] > flows * hidden:
             w1, b1 = (mixture.stack(x.view(-1, hidden, *x.shape[1:])).flatten(0, 1) for x in (w1, b1))
-        return self.frequency, self.phase, w1, b1, w2, b2
+        return self._buffers["frequency"], self._buffers["phase"], w1, b1, w2, b2  # type: ignore[return-value]
 
 
 def _tau(t: Tensor, tensors: Sequence[Tensor], blocks: int) -> Tensor:

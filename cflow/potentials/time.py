@@ -60,8 +60,7 @@ def affine(x: Tensor, w: Tensor, b: Tensor, beta: float, alpha: float) -> Tensor
 def parameters_of(module: nn.Module, *names: str) -> list[Tensor]:
     """Parameters by name, but past `nn.Module.__getattr__`, which takes as long as a small product."""
     own = module._parameters
-    found = [own.get(name) for name in names]
-    return [getattr(module, name) if x is None else x for name, x in zip(names, found, strict=True)]
+    return [own[name] if name in own else getattr(module, name) for name in names]  # type: ignore[misc]
 
 
 def uniform(*shape: int, fan_in: int) -> nn.Parameter:
