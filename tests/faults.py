@@ -1,7 +1,7 @@
 """Puts small, realistic faults into cflow, one at a time, and looks whether the tests that should notice do.
 
     python tests/faults.py                  # all of them: about five minutes on one core
-    python tests/faults.py mask --jobs 2    # those with a word in their description, place or tests
+    python tests/faults.py mask --jobs 2    # those with a word in their description, place, tests or table
 
 The table is in ``faults_*.toml``. An entry says what goes wrong, where (the end of the dotted path of a function:
 module, classes, name; files may move), the text before and after, and the tests that should fail: files or node ids
@@ -47,6 +47,7 @@ class Fault:
         where: the end of the dotted path of a function or class.
         before, after: text that occurs once in it, and what stands there instead.
         tests: files or node ids below ``tests/``.
+        table: the name of the file that lists it.
         k: pytest's ``-k``, or "".
     """
 
@@ -55,7 +56,13 @@ class Fault:
     before: str
     after: str
     tests: tuple[str, ...]
+    table: str
     k: str = ""
+
+    @property
+    def text(self) -> str:
+        """What is searched for a word."""
+        return " ".join((self.what, self.where, *self.tests, self.table)).lower()
 
 
 class Unplaced(Exception):
@@ -64,9 +71,11 @@ class Unplaced(Exception):
 
 def read_table() -> list[Fault]:
     """All faults, in the order of the files."""
-    files = sorted(TESTS.glob("faults_*.toml"))
-    rows = [row for file in files for row in tomllib.loads(file.read_text(encoding="utf-8"))["fault"]]
-    return [Fault(**{**row, "tests": tuple(row["tests"])}) for row in rows]
+    return [
+        Fault(**{**row, "tests": tuple(row["tests"]), "table": file.stem})
+        for file in sorted(TESTS.glob("faults_*.toml"))
+        for row in tomllib.loads(file.read_text(encoding="utf-8"))["fault"]
+    ]
 
 
 def place(fault: Fault, package: Path) -> tuple[Path, str]:
@@ -176,13 +185,13 @@ def check_sound(tree: Path, faults: Sequence[Fault], seconds: float) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Run the table and return the exit status."""
     parser = argparse.ArgumentParser(description="Put faults into cflow and look whether the tests notice.")
-    parser.add_argument("word", nargs="?", default="", help="only faults with it in description, place or tests")
+    parser.add_argument("word", nargs="?", default="", help="only faults with it in description, place, tests or table")
     parser.add_argument("--jobs", type=int, default=1, help="faults at a time")
     parser.add_argument("--seconds", type=float, default=120.0, help="time for the tests of one fault")
     options = parser.parse_args(args)
     SERVER.set_forkserver_preload(PRELOAD)
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    faults = [f for f in read_table() if options.word.lower() in f"{f.what} {f.where} {' '.join(f.tests)}".lower()]
+    faults = [fault for fault in read_table() if options.word.lower() in fault.text]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()
         for number in range(options.jobs):

@@ -95,6 +95,17 @@ def test_buffers_are_those_of_the_solve(mode):
     torch.testing.assert_close(wanted, exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["discrete", "adjoint"])
+def test_a_buffer_that_changes_before_the_backward_pass(mode):
+    net, z0, found = Scaled(), torch.randn(5, 4, requires_grad=True), []
+    flow = PotentialFlow(net, solver=rk4(mode, 0.05))
+    for scale in (1.0, 5.0):
+        z1 = flow(z0, None, (0.0, 1.0))
+        net.scale.fill_(scale)
+        found.append(torch.autograd.grad(z1.square().sum(), [z0, net.p]))
+    torch.testing.assert_close(*found)
+
+
 def test_dropout_is_no_flow():
     class Dropped(Scaled):
         def __init__(self):
@@ -171,6 +182,17 @@ def test_no_second_derivative_by_autograd_grad(mode):
     grad = torch.autograd.grad(flow(z0, 0, (0.0, 1.0)).pow(3).sum(), z0, create_graph=True)[0]
     with pytest.raises(cflow.ArgumentError, match="second derivative"):
         torch.autograd.grad(grad.square().sum() + z0.sum(), z0)
+
+
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])
+def test_log_densities_are_differentiated_twice_where_nothing_else_is_asked_for(method):
+    solver = Solver(method, step_size=0.5) if method == "rk4" else Solver(method, rtol=1e-9, atol=1e-9)
+    flow, z0 = PotentialFlow(MLPPotential(2), solver=solver), torch.randn(3, 2, requires_grad=True)
+
+    def change(z0):
+        return flow.solve(z0, None, (0.0, 1.0), log_density=True).log_density_change[-1]
+
+    assert torch.autograd.gradgradcheck(change, z0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"])

@@ -9,7 +9,7 @@ TABLE = read_table()
 
 
 def test_the_table_is_long_and_its_entries_differ():
-    assert len(TABLE) >= 64
+    assert len(TABLE) >= 160
     assert len({fault.what for fault in TABLE}) == len(TABLE)
     assert len({(fault.where, fault.before, fault.after) for fault in TABLE}) == len(TABLE)
 

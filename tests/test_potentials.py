@@ -60,6 +60,28 @@ def test_derivatives(name, dim, num_flows, per_sample):
     assert value(net, z, t).shape == (4, num_flows)
 
 
+class AsUsers(nn.Module):
+    """Ridges without their closed form."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim, self.num_flows, self.net = dim, 1, cflow.RidgePotential(dim, hidden=4)
+
+    def forward(self, z, t):
+        return self.net(z, t)
+
+
+@pytest.mark.parametrize("dim", [1, 8, 9, 70])
+def test_divergences_of_a_users_module_in_any_number_of_dimensions(dim):
+    net, z = AsUsers(dim), torch.randn(9, dim, requires_grad=True)
+    found, exact = (cflow.PotentialFlow(net).divergence(z, None, 0.5) for net in (net, net.net))
+    torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-12)
+    along = (torch.autograd.grad(x.square().sum(), z)[0] for x in (found, exact))
+    torch.testing.assert_close(*along, rtol=1e-10, atol=1e-11)
+    with torch.no_grad():
+        torch.testing.assert_close(cflow.PotentialFlow(net).divergence(z, None, 0.5), exact, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", POTENTIALS)
 def test_derivatives_have_gradients(name):
     net = POTENTIALS[name](2, 2)

@@ -93,6 +93,25 @@ def test_log_densities_under_torch_func(name):
     torch.testing.assert_close(gradient, exact)
 
 
+class Stretching(nn.Module):
+    """A diagonal Hessian, whose trace any one probe finds exactly."""
+
+    dim, num_flows = D, 1
+
+    def forward(self, z, t):
+        return 0.5 * (z.square() * torch.arange(1.0, D + 1)).sum(-1)
+
+
+def test_hutchinson_under_torch_func():
+    flow = PotentialFlow(Stretching(), solver=RK4, divergence="hutchinson")
+
+    def change(z):
+        return flow.solve(z[None], None, (0.0, 1.0), log_density=True).log_density_change[-1, 0]
+
+    found = torch.func.vmap(change, randomness="different")(torch.randn(B, D))
+    torch.testing.assert_close(found, torch.full((B,), -D * (D + 1) / 2))
+
+
 @pytest.mark.parametrize("name", [name for name in POTENTIALS if name != "user's"])
 def test_export(name):
     flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4).eval(), torch.randn(B, D)

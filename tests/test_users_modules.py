@@ -137,6 +137,11 @@ class Noisy(Net):
         return super().forward(nn.functional.dropout(z, 0.5, self.training), t)
 
 
+class SlightlyNoisy(Net):
+    def forward(self, z, t):
+        return super().forward(z + 1e-6 * torch.randn_like(z), t)
+
+
 class Drifting(Net):
     def __init__(self):
         super().__init__()
@@ -147,7 +152,7 @@ class Drifting(Net):
         return super().forward(z, t) * self.calls
 
 
-@pytest.mark.parametrize("net", [Noisy, Drifting])
+@pytest.mark.parametrize("net", [Noisy, SlightlyNoisy, Drifting])
 @pytest.mark.parametrize("mode", MODES)
 def test_another_u_at_every_call_is_an_error(net, mode):
     flow, z = PotentialFlow(net(), solver=Solver("dopri5", gradient=mode)), torch.randn(B, D, requires_grad=True)
@@ -193,6 +198,23 @@ def test_fused_attention_says_what_to_use():
             for mode in ("discrete", "direct")
         )
     assert_equal(found, wanted)
+
+
+@pytest.mark.parametrize("mode", ["discrete", "adjoint"])
+def test_parameters_that_a_plain_list_holds_too(mode):
+    class Listed(Net):
+        def __init__(self):
+            super().__init__()
+            self.weights = [self.a.weight, self.b.weight]
+
+        def forward(self, z, t):
+            first, last = self.weights
+            return torch.tanh(z @ first.mT + t[:, None]) @ last.mT
+
+    net, z = Listed(), torch.randn(B, D, requires_grad=True)
+    found, wanted = (gradients(PotentialFlow(net, solver=rk4(m)), z) for m in (mode, "direct"))
+    assert_equal(found, wanted, 1e-10 if mode == "discrete" else 1e-3)
+    assert all(w.any() for w in (found[1], found[3]))  # of the two weights
 
 
 def test_recurrent_layers_bound_methods_and_compiled_modules():
