@@ -39,7 +39,7 @@ def main(path: str = "docs/potential_flow.png") -> None:
     angles = torch.arange(16) * (2 * math.pi / 16)
     starts = torch.cat([r * torch.stack([angles.cos(), angles.sin()], -1) for r in (0.35, 2.7)])
     with torch.no_grad():
-        climb = flow.solve(starts, None, torch.linspace(0, 8, 161))
+        climb = flow.solve(starts, t=torch.linspace(0, 8, 161))
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     surface = figure.add_subplot(1, 2, 1, projection="3d")
     plots.potential_surface(flow, extent=3.0, num=70, paths=climb, ax=surface)
