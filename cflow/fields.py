@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -12,20 +12,14 @@ from torch import Tensor, nn
 from .modes import traced
 from .potentials.autograd import Compiled
 from .potentials.base import field_of, is_closed
+from .potentials.checks import Start, check_potential
 from .potentials.field import Mixture, VelocityField
 from .selection import as_weights
 
-__all__ = ["Divergence", "Rows", "VelocityField", "rademacher_like", "velocity_field"]
+__all__ = ["Divergence", "Dynamics", "Rows", "VelocityField", "rademacher_like"]
 
 Divergence = Literal["exact", "hutchinson"]
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
-
-
-def velocity_field(
-    net: nn.Module, mixture: Mixture, context: Tensor | None = None, compiled: Compiled | None = None
-) -> VelocityField:
-    """v(z, t) of the rows of one mixture. A further term beside the gradient is added here, as a `SumField`."""
-    return field_of(net, mixture, context, compiled)
 
 
 def rademacher_like(z: Tensor) -> Tensor:
@@ -51,12 +45,8 @@ class Rows:
     back: Tensor | None = None
 
     @staticmethod
-    def make(net: nn.Module, chosen: Tensor, num_flows: int, like: Tensor, row_times: bool) -> Rows:
-        """Arrange a batch under flows () or (B,), or weights (K,) or (B, K)."""
-        if chosen.is_floating_point():
-            return Rows(Mixture(chosen, (), row_times))
-        if traced() or not is_closed(net) or not chosen.numel():
-            return Rows(Mixture(as_weights(chosen, num_flows, like), (), row_times))
+    def by_flow(chosen: Tensor, row_times: bool) -> Rows:
+        """Sort a batch by its flows () or (B,)."""
         if chosen.ndim == 0:
             return Rows(Mixture(None, (int(chosen),), row_times))
         k = np.array(chosen.tolist(), dtype=np.int64)
@@ -86,3 +76,36 @@ class Rows:
     def unsort(self, x: Tensor) -> Tensor:
         """Rows (…, R, C) as samples (…, B, C)."""
         return x if self.back is None else x.index_select(-2, self.back)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """What moves a flow: the gradient of a potential. Another term of the velocity is one more attribute here.
+
+    Attributes:
+        potential: u_k(z, t), of cflow or a user's.
+        num_flows: K.
+        compiled: derivatives of a user's module behind `torch.compile`, or None.
+    """
+
+    potential: nn.Module
+    num_flows: int
+    compiled: Compiled | None = None
+
+    def rows(self, chosen: Tensor, like: Tensor, row_times: bool) -> Rows:
+        """The rows of a batch under flows () or (B,), or weights (K,) or (B, K)."""
+        if chosen.is_floating_point():
+            return Rows(Mixture(chosen, (), row_times))
+        if traced() or not is_closed(self.potential) or not chosen.numel():
+            return Rows(Mixture(as_weights(chosen, self.num_flows, like), (), row_times))
+        return Rows.by_flow(chosen, row_times)
+
+    def field(self, rows: Rows, context: Tensor | None) -> VelocityField:
+        """v(z, t) of the rows; where there are more terms than one, a `SumField`."""
+        return field_of(self.potential, rows.mixture, context, self.compiled)
+
+    def check(self, start: Start, *, copied: bool, second: bool) -> None:
+        """Check what a user has written at the start of a solve, see `check_potential`."""
+        if not traced() and not is_closed(self.potential):
+            start = replace(start, weights=as_weights(start.weights, self.num_flows, start.z))
+            check_potential(self.potential, start, copied=copied, second=second)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
-from .fields import Divergence, Rows, rademacher_like, velocity_field
+from .fields import Divergence, Dynamics, Rows, VelocityField, rademacher_like
 from .modes import concrete, full_precision, ordinary
 from .potentials.autograd import Compiled
 from .potentials.base import is_closed, takes_context, value
@@ -139,13 +140,13 @@ class PotentialFlow(nn.Module):
         self, z0: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
     ) -> Tensor:
         """End state (B, D) of the flow from z0 (B, D) at t[0] to t[-1]; k may be left out where there is one flow."""
-        return self._solve(z0, k, t, context, least=2).z[-1]
+        return self._solve(z0, k, t, context, through="ends").z[-1]
 
     def inverse(
         self, z1: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
     ) -> Tensor:
         """The state (B, D) at t[0] from which the flow reaches z1 (B, D) at t[-1]."""
-        return self._solve(z1, k, t, context, least=2, name="z1").z[-1]
+        return self._solve(z1, k, t, context, through="ends backwards").z[-1]
 
     def trajectory(
         self, z0: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
@@ -182,16 +183,16 @@ class PotentialFlow(nn.Module):
         context: Tensor | None,
         *,
         integrals: tuple[str, ...] = (),
-        least: int = 1,
-        name: str = "z0",
+        through: Literal["all", "ends", "ends backwards"] = "all",
     ) -> FlowPath:
-        """`solve` through at least so many times, from a state of that name; from "z1" through them in reverse."""
+        """`solve` through all times, of which the ends must be two where only they are wanted, or in reverse."""
+        backwards = through == "ends backwards"
         with full_precision(_device(z0)):
-            z0, context = self._state(z0, context, name)
+            z0, context = self._state(z0, context, "z1" if backwards else "z0")
             batch = len(z0)
             with concrete():
-                times = parse_times(_given(t), batch=batch, least=least)
-                times = times.reversed() if name == "z1" else times
+                times = parse_times(_given(t), batch=batch, least=1 if through == "all" else 2)
+                times = times.reversed() if backwards else times
             num_flows = self.num_flows_at(z0, times.values[0], context)
             selection = parse_selection(k, batch=batch, num_flows=num_flows, like=z0)
             state = State(z0.shape[1], integrals)
@@ -199,7 +200,8 @@ class PotentialFlow(nn.Module):
                 y, solve = state.start(z0).expand(len(times), 0, -1), None
             else:
                 probe = rademacher_like(z0) if self._wants_probe and state.needs_divergence else None
-                solve = Solve(self.net, self.solver, state, selection, context, probe, self.compiled)
+                dynamics = Dynamics(self.net, num_flows, self.compiled)
+                solve = Solve(dynamics, self.solver, state, selection, context, probe)
                 y = solve.run(z0, times)
         z, found = state.unpack(y)
         return FlowPath(
@@ -228,8 +230,7 @@ class PotentialFlow(nn.Module):
     ) -> Tensor:
         """v (B, D) = ∇_z Σ_k w_k u_k(z, t) at z (B, D) and a time t, a number or (B,)."""
         with full_precision(_device(z)):
-            z, t, rows, context = self._point(z, k, t, context)
-            field = velocity_field(self.net, rows.mixture, rows.sort(context))
+            z, t, rows, field = self._point(z, k, t, context)
             return rows.unsort(field.velocity(rows.sort(z), field.at(rows.sort(t))))
 
     def divergence(
@@ -237,9 +238,9 @@ class PotentialFlow(nn.Module):
     ) -> Tensor:
         """∇·v (B,) at z (B, D) and a time t, a number or (B,); an estimate under divergence="hutchinson"."""
         with full_precision(_device(z)):
-            z, t, rows, context = self._point(z, k, t, context)
+            z, t, rows, field = self._point(z, k, t, context)
             probe = rademacher_like(z) if self._wants_probe else None
-            field = velocity_field(self.net, rows.mixture, rows.sort(context)).with_divergence(rows.sort(probe))
+            field = field.with_divergence(rows.sort(probe))
             return rows.unsort(field.divergence(rows.sort(z), field.at(rows.sort(t)))[:, None])[:, 0]
 
     def potential(self, z: Tensor, t: TimesLike | None = None, context: Tensor | None = None) -> Tensor:
@@ -267,14 +268,16 @@ class PotentialFlow(nn.Module):
 
     def _point(
         self, z: Tensor, k: SelectionLike, t: TimesLike | None, context: Tensor | None
-    ) -> tuple[Tensor, Tensor, Rows, Tensor | None]:
-        """State, time and rows of an evaluation at one time."""
+    ) -> tuple[Tensor, Tensor, Rows, VelocityField]:
+        """State, time, rows and field of an evaluation at one time."""
         z, context = self._state(z, context, "z")
         batch = len(z)
         instant = parse_instant(_given(t), batch=batch, like=z)
         num_flows = self.num_flows_at(z, instant, context)
         chosen, seen = select_at(k, instant, batch=batch, num_flows=num_flows, like=z)
-        return z, seen, Rows.make(self.net, chosen, num_flows, z, seen.ndim > 0), context
+        dynamics = Dynamics(self.net, num_flows)
+        rows = dynamics.rows(chosen, z, seen.ndim > 0)
+        return z, seen, rows, dynamics.field(rows, context)
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
         """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""
@@ -304,7 +307,10 @@ def _device(z: object) -> str:
 
 def _given(t: TimesLike | None) -> TimesLike:
     if t is None:
-        raise ArgumentTypeError("t: expected times in frames, such as t=(0.0, 8.0), got none")
+        raise ArgumentTypeError(
+            "t: expected times in frames, such as t=(0.0, 8.0), got none; the argument before it selects flows, so name "
+            "the times where k is left out"
+        )
     return t
 
 

@@ -50,6 +50,8 @@ class FlowTransform(Transform):
             `TransformedDistribution` costs one solve.
 
     Example:
+        >>> import torch
+        >>> from torch.distributions import Independent, Normal
         >>> from cflow import PotentialFlow, QuadraticPotential
         >>> flow = PotentialFlow(QuadraticPotential(torch.eye(2)[None]), solver="dopri8")
         >>> base = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)

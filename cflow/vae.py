@@ -186,12 +186,20 @@ class FlowVAE(nn.Module):
         return self._likelihood(z).mean
 
     def traverse(
-        self, x0: Tensor, k: SelectionLike, t: TimesLike, *, sample: bool = False, context: Tensor | None = None
+        self,
+        x0: Tensor,
+        k: SelectionLike = None,
+        t: TimesLike | None = None,
+        *,
+        sample: bool = False,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Images (N, B, *image) at times t: encode frames x0 (B, …), flow, decode."""
         return self.decode(self.flow.trajectory(self.encode(x0, sample=sample), k, t, context))
 
-    def sample(self, n: int, k: SelectionLike, t: TimesLike, *, context: Tensor | None = None) -> Tensor:
+    def sample(
+        self, n: int, k: SelectionLike = None, t: TimesLike | None = None, *, context: Tensor | None = None
+    ) -> Tensor:
         """Images (N, n, *image) at times t, along flows that start from n draws of the prior N(0, I)."""
         if not isinstance(n, numbers.Integral) or n < 0:
             raise ArgumentError(f"n: expected a number of samples ≥ 0, got {n!r}")

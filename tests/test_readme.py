@@ -24,7 +24,10 @@ def test_python_blocks_run():
 def test_commands_name_what_the_project_has():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert commands == ['pip install ".[train]" && cflow fit --config digits', 'pip install ".[train,test]" && pytest']
+    assert commands == [
+        'pip install ".[train]" && cflow fit --config digits',
+        'pip install ".[train,test]" && pytest -n auto',
+    ]
     assert {"train", "test"} <= set(project["optional-dependencies"])
     assert "cflow" in project["scripts"]
 

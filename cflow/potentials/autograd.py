@@ -174,10 +174,8 @@ def _vjp(function: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Calla
     return v, vjp
 
 
-def _estimated(
-    velocity: Velocity, probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
-) -> tuple[Tensor, Tensor]:
-    v, vjp = _vjp(lambda z: velocity(net, z, t, w, args), z)
+def _estimated(velocity: Callable[[Tensor], Tensor], z: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
+    v, vjp = _vjp(velocity, z)
     return v, (vjp(probe)[0] * probe).sum(-1)
 
 
@@ -196,7 +194,13 @@ def _exact_by_func(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensor
     return v, each(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)).sum(0)
 
 
-BY_FUNC = Ways(_by_func, _exact_by_func, functools.partial(_estimated, _by_func))
+def _estimated_by_func(
+    probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
+) -> tuple[Tensor, Tensor]:
+    return _estimated(lambda z: _by_func(net, z, t, w, args), z, probe)
+
+
+BY_FUNC = Ways(_by_func, _exact_by_func, _estimated_by_func)
 
 
 def _by_gradient(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors) -> Tensor:
@@ -209,7 +213,13 @@ def _exact_by_gradient(net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Te
     return found
 
 
-BY_GRADIENT = Ways(_by_gradient, _exact_by_gradient, functools.partial(_estimated, _by_gradient))
+def _estimated_by_gradient(
+    probe: Tensor, net: nn.Module, z: Tensor, t: Tensor, w: Tensor, args: Tensors
+) -> tuple[Tensor, Tensor]:
+    return _estimated(lambda z: _by_gradient(net, z, t, w, args), z, probe)
+
+
+BY_GRADIENT = Ways(_by_gradient, _exact_by_gradient, _estimated_by_gradient)
 
 
 def module_field(

@@ -106,6 +106,7 @@ class SumPotential(Potential):
         ArgumentError: the terms differ in D or K.
 
     Example:
+        >>> import torch
         >>> from cflow import QuadraticPotential, RidgePotential
         >>> u = QuadraticPotential(torch.zeros(3, 4, 4)) + RidgePotential(4, 3)
         >>> u.dim, u.num_flows, len(u.terms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -39,10 +40,24 @@ def check_module(net: object) -> None:
         )
 
 
-def check_potential(
-    net: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None, *, copied: bool, second: bool
-) -> None:
-    """Check a user's potential at the start z (B, D), t () or (B,) of a solve or schedule piece, under weights w.
+@dataclass(frozen=True)
+class Start:
+    """Where a solve, or a piece of its schedule, starts.
+
+    Attributes:
+        z, t: states (B, D) and time () or (B,).
+        weights: of the flows, (K,) or (B, K); or flows () or (B,).
+        context: (B, …), or None.
+    """
+
+    z: Tensor
+    t: Tensor
+    weights: Tensor
+    context: Tensor | None
+
+
+def check_potential(net: nn.Module, start: Start, *, copied: bool, second: bool) -> None:
+    """Check a user's potential at the start of a solve.
 
     Where gradients are recorded, its graph may lead only to arguments and parameters: the adjoint silently gives no
     gradient to anything else. Two evaluations at one point agree. And where ∇u is exactly zero, u must really stand
@@ -64,7 +79,8 @@ def check_potential(
             "that there is no flow to integrate; call .eval() on the potential, or leave it out"
         )
     with torch.inference_mode(False), torch.enable_grad():
-        w, t, z = w.detach().clone(), t.detach().to(z.dtype, copy=True), z.detach().clone()
+        z, w, context = start.z.detach().clone(), start.weights.detach().clone(), start.context
+        t = start.t.detach().to(z.dtype, copy=True)
         if context is not None:
             context = context.detach().clone()
             if record and context.is_floating_point():

@@ -6,15 +6,13 @@ import itertools
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ArgumentError, IntegrationError
-from ..fields import Rows, velocity_field
+from ..fields import Dynamics, Rows
 from ..modes import concrete, traced
-from ..potentials.autograd import Compiled
-from ..potentials.base import is_closed
-from ..potentials.checks import check_potential
-from ..selection import Selection, as_weights
+from ..potentials.checks import Start
+from ..selection import Selection
 from ..times import Times
 from .costs import Costs
 from .gradients import SegmentSolve
@@ -29,23 +27,21 @@ class Solve:
     """What is solved.
 
     Attributes:
-        net: the potential.
+        dynamics: what moves the states.
         solver: settings.
         state: what is integrated.
         selection: the flows.
         context: (B, …) for a user's potential, or None.
         probe: (B, D) of a Hutchinson divergence, or None.
-        compiled: compiled derivatives of a user's potential, or None.
         costs: what it has cost so far.
     """
 
-    net: nn.Module
+    dynamics: Dynamics
     solver: Solver
     state: State
     selection: Selection
     context: Tensor | None = None
     probe: Tensor | None = None
-    compiled: Compiled | None = None
     costs: Costs = field(default_factory=Costs)
 
     def run(self, z0: Tensor, requested: Times) -> Tensor:
@@ -63,10 +59,13 @@ class Solve:
                 selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
         cut = plan.segments(times, selection, len(z0))
         integrator = Integrator(self.solver, plan.slack, self.costs)
+        divergence = self.state.needs_divergence
+        copied = self.solver.gradient_mode(log_density=divergence) != "direct"
         states, segments = [self.state.start(z0)], []
         for index, segment in enumerate(cut):
             if index == 0 or selection.boundaries is not None:
-                self._check_potential(z0, segment)
+                start = Start(z0, segment.start, segment.chosen, self.context)
+                self.dynamics.check(start, copied=copied, second=divergence)
             segments.append((states[-1], segment))
             states += self._advance(integrator, states[-1], segment)
         knots = torch.stack(states)
@@ -92,19 +91,10 @@ class Solve:
                 nfe=0,
             )
 
-    def _check_potential(self, z0: Tensor, segment: Segment) -> None:
-        if traced() or is_closed(self.net):
-            return
-        divergence = self.state.needs_divergence
-        check_potential(
-            self.net, z0, as_weights(segment.chosen, self.selection.num_flows, z0), segment.start, self.context,
-            copied=self.solver.gradient_mode(log_density=divergence) != "direct", second=divergence,
-        )  # fmt: skip
-
     def _segment(self, integrator: Integrator, y: Tensor, segment: Segment) -> tuple[SegmentSolve, Rows]:
-        rows = Rows.make(self.net, segment.chosen, self.selection.num_flows, y, segment.start.ndim > 0)
+        rows = self.dynamics.rows(segment.chosen, y, segment.start.ndim > 0)
         sort = rows.sort
-        velocity = velocity_field(self.net, rows.mixture, sort(self.context), self.compiled)
+        velocity = self.dynamics.field(rows, sort(self.context))
         if self.state.needs_divergence:
             velocity = velocity.with_divergence(sort(self.probe))
         start, end = sort(segment.start), sort(segment.end)
