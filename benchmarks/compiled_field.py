@@ -3,8 +3,8 @@
     python benchmarks/compiled_field.py                      # D=64, K=3, batch 128, one thread: three minutes
     python benchmarks/compiled_field.py --size 16,3,128 --device cuda
 
-Eight steps of rk4, in inference and in training with each gradient mode, of a user's module, whose gradient autograd has
-to find. (Closed forms are never compiled: it gained nothing.) Eager and compiled answers are compared first; "first
+Eight steps of rk4, in inference and in training with each gradient mode, of a user's module, whose gradient autograd
+has to find. (Closed forms are never compiled: it gained nothing.) Eager and compiled answers are compared first; "first
 call" includes compiling, without what earlier runs have left in the compiler's cache.
 """
 

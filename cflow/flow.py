@@ -308,8 +308,8 @@ def _device(z: object) -> str:
 def _given(t: TimesLike | None) -> TimesLike:
     if t is None:
         raise ArgumentTypeError(
-            "t: expected times in frames, such as t=(0.0, 8.0), got none; the argument before it selects flows, so name "
-            "the times where k is left out"
+            "t: expected times in frames, such as t=(0.0, 8.0), got none; the argument before it selects flows, so "
+            "name the times where k is left out"
         )
     return t
 

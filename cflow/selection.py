@@ -234,10 +234,7 @@ def _constant(k: Constant, batch: int | None, num_flows: int, like: Tensor, name
     """One constant selection as flows, () or (B,), or weights, (K,) or (B, K)."""
     if k is None:
         if num_flows != 1:
-            raise ArgumentError(
-                f"{name}: None, or nothing, selects the only flow, but there are {num_flows}; name one of 0 to "
-                f"{num_flows - 1}, or give weights"
-            )
+            raise ArgumentError(f"{name}: None selects the only flow, but there are {num_flows}; name one of them")
         return torch.zeros((), dtype=torch.long, device=like.device)
     if not isinstance(k, Tensor):
         if isinstance(k, (bool, np.bool_)) or not isinstance(k, (numbers.Integral, np.ndarray)):

@@ -337,7 +337,7 @@ def test_k_may_be_left_out_where_there_is_one_flow():
     assert torch.equal(flow.divergence(z, t=0.5), flow.divergence(z, 0, 0.5))
     assert torch.equal(flow.transform(t=(0.0, 1.0))(z), z1)
     for call in (lambda: flow(z), lambda: flow(z, (0.0, 1.0)), lambda: flow.velocity(z, 0.5)):
-        with pytest.raises(cflow.ArgumentTypeError, match="t: expected times in frames.*name the times"):
+        with pytest.raises(cflow.ArgumentTypeError, match=r"t: expected times in frames.*name the times"):
             call()
-    with pytest.raises(cflow.ArgumentError, match="k: None, or nothing, selects the only flow, but there are 2"):
+    with pytest.raises(cflow.ArgumentError, match="k: None selects the only flow, but there are 2"):
         PotentialFlow(cflow.MLPPotential(D, K))(z, t=(0.0, 1.0))
