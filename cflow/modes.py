@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -40,11 +39,14 @@ def unrecorded() -> contextlib.AbstractContextManager[object]:
     return torch.inference_mode()
 
 
-@contextlib.contextmanager
-def recorded() -> Iterator[None]:
+def recorded() -> contextlib.AbstractContextManager[object]:
     """Gradients are recorded, also inside inference mode."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
+    if not torch.is_inference_mode_enabled():
+        return torch.enable_grad()
+    stack = contextlib.ExitStack()
+    stack.enter_context(torch.inference_mode(False))
+    stack.enter_context(torch.enable_grad())
+    return stack
 
 
 def ordinary(x: Tensor) -> Tensor:

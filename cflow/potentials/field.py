@@ -187,8 +187,8 @@ class RecordedLinearization(Linearization):
     def _record(self, i: int) -> tuple[list[Tensor], list[Tensor]]:
         if self.latest[0] != i:
             with recorded():
-                z = self.z[i].detach().clone().requires_grad_()
-                t = self.t[i].detach().clone().requires_grad_(self.t.requires_grad)
+                z = ordinary(self.z[i].detach()).requires_grad_()
+                t = ordinary(self.t[i].detach()).requires_grad_(self.t.requires_grad)
                 time = self.field.at(t)
                 if self.divergence:
                     outputs = [*self.field.velocity_and_divergence(z, time)]
