@@ -200,8 +200,7 @@ class PotentialFlow(nn.Module):
                 y, solve = state.start(z0).expand(len(times), 0, -1), None
             else:
                 probe = rademacher_like(z0) if self._wants_probe and state.needs_divergence else None
-                dynamics = Dynamics(self.net, num_flows, self.compiled)
-                solve = Solve(dynamics, self.solver, state, selection, context, probe)
+                solve = Solve(self._dynamics(num_flows, self.compiled), self.solver, state, selection, context, probe)
                 y = solve.run(z0, times)
         z, found = state.unpack(y)
         return FlowPath(
@@ -253,6 +252,9 @@ class PotentialFlow(nn.Module):
 
     # --- arguments ----------------------------------------------------------------------------------------
 
+    def _dynamics(self, num_flows: int, compiled: Compiled | None = None) -> Dynamics:
+        return Dynamics(self.net, num_flows, compiled)
+
     @property
     def _wants_probe(self) -> bool:
         return self.divergence_estimator == "hutchinson"
@@ -275,7 +277,7 @@ class PotentialFlow(nn.Module):
         instant = parse_instant(_given(t), batch=batch, like=z)
         num_flows = self.num_flows_at(z, instant, context)
         chosen, seen = select_at(k, instant, batch=batch, num_flows=num_flows, like=z)
-        dynamics = Dynamics(self.net, num_flows)
+        dynamics = self._dynamics(num_flows)
         rows = dynamics.rows(chosen, z, seen.ndim > 0)
         return z, seen, rows, dynamics.field(rows, context)
 

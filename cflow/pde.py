@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .potentials.base import takes_context, value
-from .selection import SelectionLike, as_weights, select_at
+from .selection import SelectionLike, as_weights, parse_selection, select_at
 from .times import TimesLike, as_time_tensor, parse_instant
 
 
@@ -73,8 +73,9 @@ class HamiltonJacobi(nn.Module):
                 f"t: expected ({n},) or ({n}, {batch}) for z of shape {tuple(z.shape)}, got {tuple(times.shape)}"
             )
         weights, seen = [], []
+        selection = parse_selection(k, batch=batch, num_flows=self._num_flows(z[0], times[0], context), like=z)
         for instant in times:
-            w, s = self._select(z[0], k, instant, context)
+            w, s = self._select(z[0], selection, instant, context)
             weights.append(w.expand(batch, -1))
             seen.append(s.expand(batch))
         tiled = None if context is None else repeat(context, "b ... -> (n b) ...", n=n)
@@ -87,12 +88,16 @@ class HamiltonJacobi(nn.Module):
         return loss
 
     def _select(self, z: Tensor, k: SelectionLike, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        num_flows = getattr(self.potential, "num_flows", None)
-        if num_flows is None:
-            with torch.no_grad():
-                num_flows = value(self.potential, z, t, context).shape[1]
+        num_flows = self._num_flows(z, t, context)
         chosen, seen = select_at(k, t, batch=len(z), num_flows=num_flows, like=z)
         return as_weights(chosen, num_flows, z), seen
+
+    def _num_flows(self, z: Tensor, t: Tensor, context: Tensor | None) -> int:
+        declared = getattr(self.potential, "num_flows", None)
+        if declared is not None:
+            return int(declared)
+        with torch.no_grad():
+            return value(self.potential, z, t, context).shape[1]
 
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual (B,) and ∇u (B, D)."""

@@ -91,11 +91,11 @@ def _variable(z: Tensor) -> Tensor:
     return z.view_as(z) if z.requires_grad and torch.is_grad_enabled() else z.detach().requires_grad_()
 
 
-def _gradient(y: Tensor, z: Tensor, along: Tensor | None, create_graph: bool) -> Tensor:
+def _gradient(y: Tensor, z: Tensor, cotangent: Tensor | None, create_graph: bool) -> Tensor:
     if not y.requires_grad:  # it does not depend on z
         return torch.zeros_like(z)
     return torch.autograd.grad(
-        y, z, along, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
+        y, z, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
     )[0]
 
 
@@ -116,11 +116,11 @@ def exact_trace(v: Tensor, z: Tensor, create_graph: bool) -> Tensor:
         return sum(others, first)
     trace = torch.zeros_like(z[:, 0])
     for basis in torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], 64):
-        along = torch.autograd.grad(
+        second = torch.autograd.grad(
             v, z, basis.expand(-1, *z.shape), create_graph=create_graph, retain_graph=True,
             is_grads_batched=True, allow_unused=True, materialize_grads=True,
         )[0]  # fmt: skip
-        trace = trace + (along * basis).sum((0, 2))
+        trace = trace + (second * basis).sum((0, 2))
     return trace
 
 

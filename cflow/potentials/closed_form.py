@@ -78,17 +78,19 @@ class ClosedForm(VelocityField):
 
     def velocity(self, z: Tensor, time: Time) -> Tensor:
         if transformed():
-            return self.velocity_of(self.activations(z, time, inplace=False))
+            return self.velocity_of(self.activations(z, time, inplace=False), inplace=False)
         if torch.is_grad_enabled():  # recorded as one node with a closed-form backward pass
             return _Velocity.apply(self, z, *time, *self.tensors[: self.num_main])  # type: ignore[no-any-return]
         return self.evaluate(z, time)
 
     def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
-        activations = self.activations(z, time, inplace=False)
-        return self.velocity_of(activations), self.laplacian(activations, self.laplacian_factors)
+        inplace = not (torch.is_grad_enabled() or transformed())
+        activations = self.activations(z, time, inplace=inplace)
+        return self.velocity_of(activations, inplace=inplace), self.laplacian(activations, self.laplacian_factors)
 
     def divergence(self, z: Tensor, time: Time) -> Tensor:
-        return self.laplacian(self.activations(z, time, inplace=False), self.laplacian_factors)
+        inplace = not (torch.is_grad_enabled() or transformed())
+        return self.laplacian(self.activations(z, time, inplace=inplace), self.laplacian_factors)
 
     def linearize(self, z: Sequence[Tensor], t: Tensor, divergence: bool) -> Linearization:
         return RecordedLinearization(self, z, t, True) if divergence else _ClosedLinearization(self, z, t)
@@ -113,12 +115,12 @@ class ClosedForm(VelocityField):
         return tuple(torch.stack(x, self.stage_axis) for x in zip(*each, strict=True))
 
     @abstractmethod
-    def velocity_of(self, activations: Tensors) -> Tensor:
-        """v (R, D). Differentiable."""
+    def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
+        """v (R, D); differentiable unless memory is used again. Activations stay as they are."""
 
     def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
         """v (R, D) at z (R, D) and one entry of `times`, where nothing else is wanted. Not differentiable."""
-        return self.velocity_of(self.activations(z, time, inplace=True))
+        return self.velocity_of(self.activations(z, time, inplace=True), inplace=True)
 
     @abstractmethod
     def vjp(self, activations: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
@@ -152,7 +154,7 @@ class _Velocity(torch.autograd.Function):
         activations = form.activations(z, time, inplace=True)
         ctx.form, ctx.num_inputs = form, 1 + len(inputs)
         ctx.save_for_backward(z, *inputs, *activations)
-        return form.velocity_of(activations)
+        return form.velocity_of(activations, inplace=True)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
@@ -163,15 +165,15 @@ class _Velocity(torch.autograd.Function):
             wanted = [x for x, need in zip((z, *inputs), needed, strict=True) if need]
             time, main = inputs[: len(inputs) - form.num_main], inputs[len(inputs) - form.num_main :]
             plain = form.with_tensors((*main, *form.tensors[form.num_main :]))
-            v = plain.velocity_of(plain.activations(z, tuple(time), inplace=False))
+            v = plain.velocity_of(plain.activations(z, tuple(time), inplace=False), inplace=False)
             found = iter(torch.autograd.grad(v, wanted, cotangent, create_graph=True, materialize_grads=True))
             return (None, *(next(found) if need else None for need in needed))
-        along_z, tangents = form.vjp(activations, cotangent)
+        grad_z, tangents = form.vjp(activations, cotangent)
         if not any(needed[1:]):
-            return (None, along_z, *(None for _ in inputs))
+            return (None, grad_z, *(None for _ in inputs))
         side_by_side = tuple(x.unsqueeze(form.stage_axis) for x in activations)
         main, times = form.vjp_parameters(States(z[None], side_by_side, [cotangent], [tangents]))
-        return (None, along_z, *(x[0] for x in times), *main)
+        return (None, grad_z, *(x[0] for x in times), *main)
 
 
 HIDDEN_UNITS_TOGETHER, LEAST_TOGETHER = 48 * 1024, 3  # so many are linearized at once, if they are so many states
@@ -201,10 +203,10 @@ class _ClosedLinearization(Linearization):
         self.form, self.z, self.t = form, z, t
         self.plain = form.with_tensors(tuple(x.detach() for x in form.tensors))
         self.table = self._embed(slice(None)) if t.ndim == 1 else None
-        self.along_table = () if self.table is None else tuple(torch.zeros_like(x) for x in self.table)
-        self.along_main: Tensors | None = None
-        self.along_t = torch.zeros_like(t)
-        self.along_embedded = [torch.zeros_like(x) if x.requires_grad else None for x in form.tensors]
+        self.grad_table = () if self.table is None else tuple(torch.zeros_like(x) for x in self.table)
+        self.grad_main: Tensors | None = None
+        self.grad_t = torch.zeros_like(t)
+        self.grad_embedded = [torch.zeros_like(x) if x.requires_grad else None for x in form.tensors]
         self.chunk: _Chunk | None = None
 
     def _embed(self, states: slice) -> Tensors:
@@ -233,32 +235,32 @@ class _ClosedLinearization(Linearization):
 
     def derivatives(self, i: int) -> tuple[Tensor, Tensor | None]:
         chunk = self._chunk(i)
-        return self.plain.velocity_of(chunk.each[i - chunk.first]), None
+        return self.plain.velocity_of(chunk.each[i - chunk.first], inplace=True), None
 
-    def vjp(self, i: int, along_v: Tensor, along_divergence: Tensor | None) -> Tensor:
+    def vjp(self, i: int, grad_v: Tensor, grad_divergence: Tensor | None) -> Tensor:
         chunk = self._chunk(i)
-        along_z, tangents = self.plain.vjp(chunk.each[i - chunk.first], along_v)
-        chunk.states.cotangents.insert(0, along_v)
+        grad_z, tangents = self.plain.vjp(chunk.each[i - chunk.first], grad_v)
+        chunk.states.cotangents.insert(0, grad_v)
         chunk.states.tangents.insert(0, tangents)
         if i == chunk.first:
             self._add(chunk)
             self.chunk = None
-        return along_z
+        return grad_z
 
     def _add(self, chunk: _Chunk) -> None:
         """Add the gradients of some states to those of the tensors and times."""
         if not any(x.requires_grad for x in (self.t, *self.form.tensors)):
             return
-        self.along_main, times = self.plain.vjp_parameters(chunk.states, self.along_main)
+        self.grad_main, times = self.plain.vjp_parameters(chunk.states, self.grad_main)
         if self.table is None:
             self._chain(chunk.times, times)
             return
-        for total, grad in zip(self.along_table, times, strict=True):
+        for total, grad in zip(self.grad_table, times, strict=True):
             total[chunk.first : chunk.first + len(grad)] = grad
 
-    def _chain(self, embedded: Tensors, along: Tensors) -> None:
+    def _chain(self, embedded: Tensors, cotangents: Tensors) -> None:
         """Carry gradients of what `embed` made on to the tensors and times that it was made from."""
-        pairs = [(x, ordinary(g)) for x, g in zip(embedded, along, strict=True) if x.requires_grad]
+        pairs = [(x, ordinary(g)) for x, g in zip(embedded, cotangents, strict=True) if x.requires_grad]
         if not pairs:
             return
         wanted = [x for x in (self.t, *self.form.tensors) if x.requires_grad]
@@ -266,16 +268,16 @@ class _ClosedLinearization(Linearization):
             outputs, grads = zip(*pairs, strict=True)
             found = iter(torch.autograd.grad(outputs, wanted, grads, allow_unused=True, materialize_grads=True))
             if self.t.requires_grad:
-                self.along_t = self.along_t + next(found)
-            self.along_embedded = [None if x is None else x + next(found) for x in self.along_embedded]
+                self.grad_t = self.grad_t + next(found)
+            self.grad_embedded = [None if x is None else x + next(found) for x in self.grad_embedded]
 
     def vjp_parameters(self) -> tuple[list[Tensor], Tensor | None]:
         if self.table is not None:
-            self._chain(self.table, self.along_table)
-        main = self.along_main or [torch.zeros_like(x) for x in self.plain.tensors[: self.plain.num_main]]
+            self._chain(self.table, self.grad_table)
+        main = self.grad_main or [torch.zeros_like(x) for x in self.plain.tensors[: self.plain.num_main]]
         rest = [torch.zeros_like(x) for x in self.plain.tensors[self.plain.num_main :]]
         grads = [
             ordinary(a) if b is None else ordinary(a) + b
-            for a, b in zip((*main, *rest), self.along_embedded, strict=True)
+            for a, b in zip((*main, *rest), self.grad_embedded, strict=True)
         ]
-        return grads, self.along_t if self.t.requires_grad else None
+        return grads, self.grad_t if self.t.requires_grad else None

@@ -61,7 +61,7 @@ class Linearization(ABC):
         """v (R, D) at state i and, where the field was linearized with its divergence, ∇·v (R,)."""
 
     @abstractmethod
-    def vjp(self, i: int, along_v: Tensor, along_divergence: Tensor | None) -> Tensor:
+    def vjp(self, i: int, grad_v: Tensor, grad_divergence: Tensor | None) -> Tensor:
         """(∂v/∂z)ᵀ λ + (∂ ∇·v/∂z)ᵀ μ (R, D) at state i, for cotangents λ (R, D) and μ (R,)."""
 
     @abstractmethod
@@ -164,8 +164,8 @@ class _SumLinearization(Linearization):
         vs, divergences = zip(*(term.derivatives(i) for term in self.terms), strict=True)
         return sum(vs[1:], vs[0]), None if divergences[0] is None else sum(divergences[1:], divergences[0])
 
-    def vjp(self, i: int, along_v: Tensor, along_divergence: Tensor | None) -> Tensor:
-        first, *others = (term.vjp(i, along_v, along_divergence) for term in self.terms)
+    def vjp(self, i: int, grad_v: Tensor, grad_divergence: Tensor | None) -> Tensor:
+        first, *others = (term.vjp(i, grad_v, grad_divergence) for term in self.terms)
         return sum(others, first)
 
     def vjp_parameters(self) -> tuple[list[Tensor], Tensor | None]:
@@ -181,7 +181,7 @@ class RecordedLinearization(Linearization):
         self.field, self.z, self.t, self.divergence = field, z, t, divergence
         self.wanted = [x for x in field.tensors if x.requires_grad]
         self.totals = [torch.zeros_like(x) for x in self.wanted]
-        self.along_t = torch.zeros_like(t)
+        self.grad_t = torch.zeros_like(t)
         self.latest: tuple[int, list[Tensor], list[Tensor]] = (-1, [], [])  # its inputs and outputs
 
     def _record(self, i: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -201,25 +201,25 @@ class RecordedLinearization(Linearization):
         v, *divergence = (x.detach() for x in self._record(i)[1])
         return v, divergence[0] if divergence else None
 
-    def vjp(self, i: int, along_v: Tensor, along_divergence: Tensor | None) -> Tensor:
+    def vjp(self, i: int, grad_v: Tensor, grad_divergence: Tensor | None) -> Tensor:
         (z, t), outputs = self._record(i)
-        cotangents = [along_v, along_divergence]
+        cotangents = [grad_v, grad_divergence]
         pairs = [(x, c) for x, c in zip(outputs, cotangents, strict=False) if x.requires_grad and c is not None]
         if not pairs:
-            return torch.zeros_like(along_v)
+            return torch.zeros_like(grad_v)
         sources = [z, *([t] if t.requires_grad else []), *self.wanted]
         with torch.inference_mode(False):
-            along_z, *found = torch.autograd.grad(
+            grad_z, *found = torch.autograd.grad(
                 [x for x, _ in pairs], sources, [ordinary(c) for _, c in pairs],
                 retain_graph=True, allow_unused=True, materialize_grads=True,
             )  # fmt: skip
             if t.requires_grad:
-                self.along_t[i] = found.pop(0)
+                self.grad_t[i] = found.pop(0)
             if found:
                 torch._foreach_add_(self.totals, found)
-        return along_z
+        return grad_z
 
     def vjp_parameters(self) -> tuple[list[Tensor], Tensor | None]:
         left = iter(self.totals)
         grads = [next(left) if x.requires_grad else torch.zeros_like(x) for x in self.field.tensors]
-        return grads, self.along_t if self.t.requires_grad else None
+        return grads, self.grad_t if self.t.requires_grad else None

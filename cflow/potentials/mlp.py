@@ -110,10 +110,10 @@ class _StackedTimeNet(TimeNet):
     def tensors(self, mixture: Mixture) -> Tensors:
         """What `_tau` reads for the flows that take part."""
         w1, b1, w2, b2 = parameters_of(self, "w1", "b1", "w2", "b2")
-        w2, b2 = mixture.stack(w2), mixture.stack(b2)
-        flows, _, hidden = b2.shape
-        if w1.shape[0] > flows * hidden:
+        if mixture.flows:
+            hidden = w2.shape[1]
             w1, b1 = (mixture.stack(x.view(-1, hidden, *x.shape[1:])).flatten(0, 1) for x in (w1, b1))
+            w2, b2 = mixture.stack(w2), mixture.stack(b2)
         return self._buffers["frequency"], self._buffers["phase"], w1, b1, w2, b2  # type: ignore[return-value]
 
 
@@ -146,9 +146,10 @@ class MLPClosedForm(StackedForm):
 
     def __init__(self, mixture: Mixture, parameters: Sequence[Tensor], time: _StackedTimeNet | None) -> None:
         w1, b1, w2, b2, a = parameters
-        hidden = w2.shape[1]
-        w1, b1 = self.layer(mixture, hidden, w1, b1)
-        w2, b2, a, factors = mixture.stack(w2), mixture.stack(b2), mixture.stack(a), mixture.factors()
+        hidden, factors = w2.shape[1], mixture.factors()
+        if mixture.flows:
+            w1, b1 = self.layer(mixture, hidden, w1, b1)
+            w2, b2, a = map(mixture.stack, (w2, b2, a))
         c = torch.add(a, a, alpha=15)  # without a conversion of the number
         main: Tensors = (w1, b1, w2, c if factors is None else c * factors)
         if mixture.row_times and time is not None:
@@ -210,14 +211,14 @@ class MLPClosedForm(StackedForm):
         r = sigmoid_vjp(torch.bmm(q.flatten(1, 2), w2).view(x.shape), s1)
         return s1, x, s2, q, r, *_curvatures(s1, s2, q, r)
 
-    def velocity_of(self, activations: Tensors) -> Tensor:
+    def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
         return self.last(activations[4])
 
     def vjp(self, activations: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         s1, _, s2, q, r, *curved = activations
         w2 = self.tensors[2]
         curved2, curved1 = curved or _curvatures(s1, s2, q, r)
-        a1 = self.first_along(cotangent, 8)  # 8 times the derivative of a₁ along λ
+        a1 = self.first_linear(cotangent, 8)  # 8 times the derivative of a₁ along λ
         h1 = sigmoid_vjp(a1, s1)  # twice that of tanh(a₁)
         a2 = torch.bmm(h1, self.w2t)
         dq = curved2 * a2
@@ -231,10 +232,10 @@ class MLPClosedForm(StackedForm):
         _, x, s2, q, r = (part.flatten(1, 2) for part in states.activations[:5])  # (G, S·R or S·R/G, H)
         h1, a2, dq = (join([each[i] for each in states.tangents]) for i in range(3))
         shape = len(dq), len(states.tangents), -1, dq.shape[-1]
-        along_w1, along_b1 = self.first_gradient(states, [each[3] for each in states.tangents], r, w1_total)
-        along_w2 = add_product(add_product(w2_total, q.mT, h1, 0.125), dq.mT, x, 0.5)
-        along_c = (0.125 * sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
-        grads = along_w1, along_b1, along_w2, along_c
+        grad_w1, grad_b1 = self.first_gradient(states, [each[3] for each in states.tangents], r, w1_total)
+        grad_w2 = add_product(add_product(w2_total, q.mT, h1, 0.125), dq.mT, x, 0.5)
+        grad_c = (0.125 * sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
+        grads = grad_w1, grad_b1, grad_w2, grad_c
         if self.base:
             times = 0.5 * torch.bmm(dq, w2).view(shape)
             return add((*grads, 0.25 * dq.sum(1, keepdim=True)), totals), (times.transpose(0, 1),)
@@ -242,14 +243,14 @@ class MLPClosedForm(StackedForm):
 
     def prepare_laplacian(self, probe: Tensor | None) -> Tensors:
         """2 ‖W_{1i}‖² (G, 1, H); and 4 W₁ times the probe, if there is one."""
-        return (2 * self.norms(), *(() if probe is None else (self.first_along(probe, 4),)))
+        return (2 * self.norms(), *(() if probe is None else (self.first_linear(probe, 4),)))
 
     def laplacian(self, activations: Tensors, factors: Tensors) -> Tensor:
         """Σ_i U''(a_{1i}) ‖W_{1i}‖² + Σ_i U''(a_{2i}) ‖(W₂ diag(tanh' a₁) W₁)_i‖²; a probe estimates the last norm."""
         s1, _, s2, q, r = activations
-        norms, *along_probe = factors
-        if along_probe:
-            squares = torch.bmm(sigmoid_vjp(along_probe[0], s1), self.w2t).square()
+        norms, *grad_probe = factors
+        if grad_probe:
+            squares = torch.bmm(sigmoid_vjp(grad_probe[0], s1), self.w2t).square()
         else:
             squares = self._jacobian_squares(4 * s1 * (1 - s1))
         curved2, curved1 = _curvatures(s1, s2, q, r)

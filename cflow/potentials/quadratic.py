@@ -83,7 +83,7 @@ class LinearForm(ClosedForm):
     def activations(self, z: Tensor, time: Tensors, *, inplace: bool) -> Tensors:
         return (z,)
 
-    def velocity_of(self, activations: Tensors) -> Tensor:
+    def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
         s, b, *w = self.tensors
         z = activations[0]
         if w:
@@ -99,13 +99,14 @@ class LinearForm(ClosedForm):
     def vjp_parameters(self, states: States, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
         s, b, *w = self.tensors
         if not w:
-            x, along = (join([rows(part, self.blocks) for part in parts]) for parts in (states.z, states.cotangents))
-            return add((torch.bmm(x.mT, along), along.sum(1, keepdim=True)), totals), ()
-        x, along = states.z.flatten(0, 1), join(states.cotangents, 0)
+            parts = states.z, states.cotangents
+            x, cotangent = (join([rows(x, self.blocks) for x in part]) for part in parts)
+            return add((torch.bmm(x.mT, cotangent), cotangent.sum(1, keepdim=True)), totals), ()
+        x, cotangent = states.z.flatten(0, 1), join(states.cotangents, 0)
         weights = w[0].repeat(len(states.z), 1)
-        along_s = (_weighted(x, weights).mT @ along).view(s.shape)
-        each = torch.einsum("rd,kde,re->rk", x, s, along) + along @ b[:, 0].mT
-        return add((along_s, (weights.mT @ along)[:, None], each.view(-1, *w[0].shape).sum(0)), totals), ()
+        grad_s = (_weighted(x, weights).mT @ cotangent).view(s.shape)
+        each = torch.einsum("rd,kde,re->rk", x, s, cotangent) + cotangent @ b[:, 0].mT
+        return add((grad_s, (weights.mT @ cotangent)[:, None], each.view(-1, *w[0].shape).sum(0)), totals), ()
 
     def prepare_laplacian(self, probe: Tensor | None) -> Tensors:
         """tr S, of each row or of each block."""

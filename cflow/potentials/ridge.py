@@ -93,7 +93,8 @@ class RidgeForm(StackedForm):
     def __init__(self, mixture: Mixture, w: Tensor, b: Tensor, a: Tensor, time: _RidgeTimeNet | None) -> None:
         hidden, self.num_flows, factors = a.shape[-1], a.shape[0], mixture.factors()
         rest = [mixture.stack(a), mixture.stack(b.view(-1, 1, hidden)), *(() if time is None else time.tensors())]
-        w, _ = self.layer(mixture, hidden, w, b)
+        if mixture.flows:
+            w, _ = self.layer(mixture, hidden, w, b)
         factors = w.new_ones(mixture.blocks, 1, 1) if factors is None else factors
         self.mixture = Mixture(None, mixture.flows)
         super().__init__(mixture, (w, factors, *rest), 2, hidden)
@@ -123,12 +124,15 @@ class RidgeForm(StackedForm):
     def activations(self, z: Tensor, time: Tensors, *, inplace: bool) -> Tensors:
         a, b = time
         if self.row_times:
-            return sigmoid(2 * (self.first_along(z, 1) + b), inplace=inplace), a
+            return sigmoid(2 * (self.first_linear(z, 1) + b), inplace=inplace), a
         return sigmoid(self.first(z, b if self.blocks > 1 else b.view(-1), 2), inplace=inplace), a
 
-    def velocity_of(self, activations: Tensors) -> Tensor:
+    def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
         s, a = activations
-        return self.last(self.factors * a * (2 * s - 1))
+        c = self.factors * a
+        if inplace:
+            return self.last(torch.addcmul(c, c, s, value=-2, out=self.rowwise(s))).neg_()
+        return self.last(c * (2 * s - 1))
 
     def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
         a, b = time
@@ -141,7 +145,7 @@ class RidgeForm(StackedForm):
 
     def vjp(self, activations: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         s, a = activations
-        x = self.first_along(cotangent, 1)
+        x = self.first_linear(cotangent, 1)
         dr = sigmoid_vjp(4 * self.factors * a * x, s)
         return self.last(dr), (x, dr)
 
@@ -151,13 +155,13 @@ class RidgeForm(StackedForm):
         x, dr = (torch.stack([each[i] for each in states.tangents], 1) for i in range(2))
         h = 2 * s - 1
         r, hx = factors[:, None] * a * h, h * x
-        along_w, _ = self.first_gradient(states, [each[1] for each in states.tangents], r.flatten(1, 2), w_total)
-        along_factors = (a * hx).sum((1, 3)) if factors.shape[1] > 1 else (a * hx).sum((1, 2, 3))
-        along_a, along_b = factors[:, None] * hx, dr
+        grad_w, _ = self.first_gradient(states, [each[1] for each in states.tangents], r.flatten(1, 2), w_total)
+        grad_factors = (a * hx).sum((1, 3)) if factors.shape[1] > 1 else (a * hx).sum((1, 2, 3))
+        grad_a, grad_b = factors[:, None] * hx, dr
         if not self.row_times:
-            along_a, along_b = along_a.sum(2, keepdim=True), along_b.sum(2, keepdim=True)
-        grads = add((along_w, along_factors.view(factors.shape)), totals)
-        return grads, (along_a.transpose(0, 1), along_b.transpose(0, 1))
+            grad_a, grad_b = grad_a.sum(2, keepdim=True), grad_b.sum(2, keepdim=True)
+        grads = add((grad_w, grad_factors.view(factors.shape)), totals)
+        return grads, (grad_a.transpose(0, 1), grad_b.transpose(0, 1))
 
     def prepare_laplacian(self, probe: Tensor | None) -> Tensors:
         """4 ‖w_j‖² (G, 1, H)."""

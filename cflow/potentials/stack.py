@@ -28,16 +28,14 @@ class StackedForm(ClosedForm):
 
     def __init__(self, mixture: Mixture, tensors: Tensors, num_main: int, hidden: int) -> None:
         self.blocks, self.row_times = mixture.blocks, mixture.row_times
-        self.tensors, self.num_main, self.hidden, self.dim = tensors, num_main, hidden, tensors[0].shape[-1]
-        self.flows = tensors[0].shape[0] if self.blocks > 1 else tensors[0].shape[0] // hidden
-        self.width = tensors[0].shape[-2]
+        self.tensors, self.num_main, self.hidden = tensors, num_main, hidden
+        *_, self.width, self.dim = shape = tensors[0].shape
+        self.flows = shape[0] if self.blocks > 1 else shape[0] // hidden
         self.prepare()
 
     @staticmethod
     def layer(mixture: Mixture, hidden: int, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (K·H, D) and bias (K·H,) as `first` wants those of the flows that take part."""
-        if not mixture.flows:
-            return w, b
+        """Of weights (K·H, D) and bias (K·H,) those of the flows that rows follow one by one, as `first` wants them."""
         w, b = mixture.stack(w.view(-1, hidden, w.shape[1])), mixture.stack(b.view(-1, 1, hidden))
         return (w, b) if mixture.blocks > 1 else (w[0], b[0, 0])
 
@@ -57,7 +55,7 @@ class StackedForm(ClosedForm):
         out = torch.addmm(bias, z, self.wt, beta=scale, alpha=scale)
         return out.view(-1, self.flows, self.hidden).transpose(0, 1)
 
-    def first_along(self, z: Tensor, scale: float) -> Tensor:
+    def first_linear(self, z: Tensor, scale: float) -> Tensor:
         """scale · z Wᵀ, (G, R or R/G, H)."""
         if self.blocks > 1:
             return torch.baddbmm(self.unused, rows(z, self.blocks), self.wt, beta=0, alpha=scale)
@@ -97,12 +95,12 @@ class StackedForm(ClosedForm):
         """Σ drᵀ z + rᵀ λ, added to a total, and Σ dr: for dr (G, R or R/G, H) of each state and r side by side."""
         z, cotangents = states.z, states.cotangents
         if self.blocks > 1:
-            along = join(dr)
+            joined = join(dr)
             z, at = (join([rows(x, self.blocks) for x in xs]) for xs in (z, cotangents))
-            return add_product(add_product(total, along.mT, z), r.mT, at), along.sum(1, keepdim=True)
-        along = join([x.transpose(0, 1).flatten(1) for x in dr], 0)
-        total = add_product(total, along.mT, z.flatten(0, 1))
-        return add_product(total, r.transpose(0, 1).flatten(1).mT, join(cotangents, 0)), along.sum(0)
+            return add_product(add_product(total, joined.mT, z), r.mT, at), joined.sum(1, keepdim=True)
+        joined = join([x.transpose(0, 1).flatten(1) for x in dr], 0)
+        total = add_product(total, joined.mT, z.flatten(0, 1))
+        return add_product(total, r.transpose(0, 1).flatten(1).mT, join(cotangents, 0)), joined.sum(0)
 
 
 def rows(z: Tensor, blocks: int) -> Tensor:

@@ -74,7 +74,7 @@ class Replay:
         seen = self.times.detach().requires_grad_(self.times.requires_grad)
         self.field = field.linearize(states, seen, state.needs_divergence)
         self.left = len(states)
-        self.along_rate: Tensor | float = 0.0
+        self.grad_rate: Tensor | float = 0.0
         self.rate_wanted = isinstance(clock.rate, Tensor) and clock.rate.requires_grad
         if isinstance(clock.rate, Tensor):
             self.rate = clock.rate.detach()
@@ -83,46 +83,46 @@ class Replay:
         """Gradients from the cotangents (L, R, C) of the states at the outputs."""
         left = dict(zip(outputs, cotangent, strict=True))
         ends = [*(step.start for step in self.steps[1:]), outputs[-1]]
-        along_y, along_last = torch.zeros_like(cotangent[0]), None
+        grad_y, grad_last = torch.zeros_like(cotangent[0]), None
         with unrecorded() if self.plain else contextlib.nullcontext():
             for step, end in zip(reversed(self.steps), reversed(ends), strict=True):
                 if end in left:
-                    along_y = along_y + left.pop(end)
-                along_y, along_last = self._step(step, along_y, along_last)
+                    grad_y = grad_y + left.pop(end)
+                grad_y, grad_last = self._step(step, grad_y, grad_last)
         tensors, times = self.field.vjp_parameters()
         if left:
             raise CflowError(
                 f"no step ended at {sorted(left)} of {list(outputs)}; please report this as a bug of cflow"
             )
-        rate = ordinary(torch.as_tensor(self.along_rate)) if self.rate_wanted else None
-        return Gradients(ordinary(along_y), tensors, times, rate)
+        rate = ordinary(torch.as_tensor(self.grad_rate)) if self.rate_wanted else None
+        return Gradients(ordinary(grad_y), tensors, times, rate)
 
-    def _step(self, step: Step, along_y: Tensor, along_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _step(self, step: Step, grad_y: Tensor, grad_last: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Cotangents of a step's start and of the stage that it reused, from those of its end and its last stage."""
         table, stages, first = self.table, self.table.evaluated, int(step.reused)
         pulled: list[Tensor] = []  # μ of the stages after this one, the last first
-        kappa = along_y
+        kappa = grad_y
         for i in reversed(range(stages)):
-            kappa = along_y * (step.size * table.b[i])
+            kappa = grad_y * (step.size * table.b[i])
             for j, mu in zip(reversed(range(i + 1, stages)), pulled, strict=True):
                 if table.a[j][i]:
                     kappa.add_(mu, alpha=step.size * table.a[j][i])
-            if along_last is not None and i == stages - 1:
-                kappa = kappa + along_last
+            if grad_last is not None and i == stages - 1:
+                kappa = kappa + grad_last
             if i >= first:
                 self.left -= 1
                 pulled.append(self._vjp(self.left, kappa))
-        return sum(pulled, along_y), kappa if first else None
+        return sum(pulled, grad_y), kappa if first else None
 
     def _vjp(self, i: int, kappa: Tensor) -> Tensor:
         """(∂f/∂y)ᵀ κ (R, C) at evaluation i: integrals move nothing."""
         if not self.state.names and not self.rate_wanted:
-            along_v = kappa if isinstance(self.rate, float) and self.rate == 1.0 else kappa * self.rate
-            return self.field.vjp(i, along_v, None)
+            grad_v = kappa if isinstance(self.rate, float) and self.rate == 1.0 else kappa * self.rate
+            return self.field.vjp(i, grad_v, None)
         v, divergence = self.field.derivatives(i)
-        along_v, along_divergence, along_rate = self.state.vjp(v, divergence, self.rate, kappa)
+        grad_v, grad_divergence, grad_rate = self.state.vjp(v, divergence, self.rate, kappa)
         if self.rate_wanted:
-            along_rate = along_rate if isinstance(self.rate, Tensor) and self.rate.ndim else along_rate.sum()
-            self.along_rate = self.along_rate + along_rate
-        along_z = self.field.vjp(i, along_v, along_divergence)
-        return self.state.start(along_z) if self.state.names else along_z
+            grad_rate = grad_rate if isinstance(self.rate, Tensor) and self.rate.ndim else grad_rate.sum()
+            self.grad_rate = self.grad_rate + grad_rate
+        grad_z = self.field.vjp(i, grad_v, grad_divergence)
+        return self.state.start(grad_z) if self.state.names else grad_z

@@ -136,8 +136,8 @@ class Discrete(torch.autograd.Function):
             found = replay(solve.segment.outputs, cotangent)
             moved = [x for x in (start, end) if x.requires_grad]
             pairs = [(replay.times, found.times), (clock.rate, found.rate)]
-            along = _gradients(moved, [(x, g) for x, g in pairs if isinstance(x, Tensor) and g is not None])
-        times = _in_place_of([start, end], along)
+            cotangents = _gradients(moved, [(x, g) for x, g in pairs if isinstance(x, Tensor) and g is not None])
+        times = _in_place_of([start, end], cotangents)
         grads = [found.y, *times, *found.tensors]
         return (
             None,
@@ -158,9 +158,9 @@ def _gradients(wanted: list[Tensor], pairs: list[tuple[Tensor, Tensor]]) -> Sequ
     pairs = [(x, g) for x, g in pairs if x.requires_grad]
     if not wanted or not pairs:
         return [torch.zeros_like(x) for x in wanted]
-    outputs, along = zip(*pairs, strict=True)
-    along = tuple(g.view(x.shape) for x, g in pairs)
-    return torch.autograd.grad(outputs, wanted, along, allow_unused=True, materialize_grads=True)
+    outputs, cotangents = zip(*pairs, strict=True)
+    cotangents = tuple(g.view(x.shape) for x, g in pairs)
+    return torch.autograd.grad(outputs, wanted, cotangents, allow_unused=True, materialize_grads=True)
 
 
 def _in_place_of(copies: list[Tensor], found: Iterable[Tensor]) -> list[Tensor | None]:

@@ -26,7 +26,7 @@ class Integral(ABC):
         """Its derivative (R, 1) by the solver's clock, from v (R, D) and ∇·v (R,)."""
 
     @abstractmethod
-    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor) -> Cotangents:
+    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, cotangent: Tensor) -> Cotangents:
         """Cotangents of v (R, D), ∇·v (R,) and the rate (R, 1), from that of the derivative, (R, 1)."""
 
 
@@ -38,8 +38,8 @@ class LogDensity(Integral):
     def derivative(self, v: Tensor, divergence: Tensor | None, rate: Rate) -> Tensor:
         return _column(divergence) * -rate
 
-    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor) -> Cotangents:
-        return 0.0, (along * -rate)[:, 0], -_column(divergence) * along
+    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, cotangent: Tensor) -> Cotangents:
+        return 0.0, (cotangent * -rate)[:, 0], -_column(divergence) * cotangent
 
 
 class KineticEnergy(Integral):
@@ -49,9 +49,9 @@ class KineticEnergy(Integral):
         speed = v.square().sum(-1, keepdim=True)
         return 0.5 * speed * _absolute(rate)
 
-    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor) -> Cotangents:
+    def vjp(self, v: Tensor, divergence: Tensor | None, rate: Rate, cotangent: Tensor) -> Cotangents:
         sign = torch.as_tensor(rate, device=v.device).sign()
-        return _absolute(rate) * along * v, 0.0, 0.5 * sign * v.square().sum(-1, keepdim=True) * along
+        return _absolute(rate) * cotangent * v, 0.0, 0.5 * sign * v.square().sum(-1, keepdim=True) * cotangent
 
 
 def _absolute(rate: Rate) -> Tensor | float:
@@ -108,14 +108,14 @@ class State:
         return torch.cat([v * rate, *(x.derivative(v, divergence, rate) for x in self.integrals)], 1)
 
     def vjp(
-        self, v: Tensor, divergence: Tensor | None, rate: Rate, along: Tensor
+        self, v: Tensor, divergence: Tensor | None, rate: Rate, cotangent: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Cotangents of v (R, D), ∇·v (R,) and the rate (R, 1), from that of the derivative, (R, D + E)."""
-        along_z, columns = along[:, : self.dim], along[:, self.dim :, None].unbind(1)
-        along_v, along_rate = along_z * rate, (v * along_z).sum(-1, keepdim=True)
-        along_divergence: Tensor | float = 0.0
+        grad_z, columns = cotangent[:, : self.dim], cotangent[:, self.dim :, None].unbind(1)
+        grad_v, grad_rate = grad_z * rate, (v * grad_z).sum(-1, keepdim=True)
+        grad_divergence: Tensor | float = 0.0
         for integral, column in zip(self.integrals, columns, strict=True):
             to_v, to_divergence, to_rate = integral.vjp(v, divergence, rate, column)
-            along_v, along_rate = along_v + to_v, along_rate + to_rate
-            along_divergence = along_divergence + to_divergence
-        return along_v, along_divergence if isinstance(along_divergence, Tensor) else None, along_rate
+            grad_v, grad_rate = grad_v + to_v, grad_rate + to_rate
+            grad_divergence = grad_divergence + to_divergence
+        return grad_v, grad_divergence if isinstance(grad_divergence, Tensor) else None, grad_rate
