@@ -341,3 +341,51 @@ def test_k_may_be_left_out_where_there_is_one_flow():
             call()
     with pytest.raises(cflow.ArgumentError, match="k: None selects the only flow, but there are 2"):
         PotentialFlow(cflow.MLPPotential(D, K))(z, t=(0.0, 1.0))
+
+
+def test_weights_of_a_users_flows():
+    flow, z, w = PotentialFlow(Net(), solver=rk4()), torch.randn(B, D), torch.randn(B, K)
+    each = torch.stack([flow.velocity(z, k, 0.5) for k in range(K)], -1)
+    torch.testing.assert_close(flow.velocity(z, w, 0.5), (each * w[:, None]).sum(-1))
+
+
+class Squared(torch.autograd.Function):
+    """x² by NumPy, of which `vmap` knows nothing."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.from_numpy(x.detach().numpy() ** 2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return Twice.apply(gradient, x)
+
+
+class Twice(torch.autograd.Function):
+    """2 g x by NumPy."""
+
+    @staticmethod
+    def forward(ctx, g, x):
+        ctx.save_for_backward(g, x)
+        return torch.from_numpy(2 * g.detach().numpy() * x.detach().numpy())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        g, x = ctx.saved_tensors
+        return Twice.apply(gradient, x), Twice.apply(gradient, g)
+
+
+def test_divergence_through_operations_that_vmap_does_not_know():
+    class Quartic(nn.Module):
+        dim, num_flows = D, 1
+
+        def forward(self, z, t):
+            return Squared.apply(Squared.apply(z.sum(-1)))
+
+    z = torch.randn(B, D)
+    flow = PotentialFlow(Quartic())
+    s = z.sum(-1)
+    torch.testing.assert_close(flow.velocity(z, t=0.0), 4 * s[:, None].expand(-1, D) ** 3)
+    torch.testing.assert_close(flow.divergence(z, t=0.0), 12 * D * s.square())

@@ -104,24 +104,22 @@ def estimated_trace(probe: Tensor, v: Tensor, z: Tensor, create_graph: bool) -> 
     return (_gradient(v, z, probe, create_graph) * probe).sum(-1)
 
 
-COLUMNS = 8  # up to so many second derivatives one by one take less time than in one batched backward pass
-
-
 def exact_trace(v: Tensor, z: Tensor, create_graph: bool) -> Tensor:
-    """Σ_i ∂v_i/∂z_i (R,), from D second derivatives."""
+    """Σ_i ∂v_i/∂z_i (R,), from D second derivatives: in one backward pass, where `vmap` knows all operations."""
     if not v.requires_grad:
         return torch.zeros_like(z[:, 0])
-    if z.shape[1] <= COLUMNS:
+    try:
+        trace = torch.zeros_like(z[:, 0])
+        for basis in torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], 64):
+            second = torch.autograd.grad(
+                v, z, basis.expand(-1, *z.shape), create_graph=create_graph, retain_graph=True,
+                is_grads_batched=True, allow_unused=True, materialize_grads=True,
+            )[0]  # fmt: skip
+            trace = trace + (second * basis).sum((0, 2))
+        return trace
+    except RuntimeError:
         first, *others = (_gradient(x.sum(), z, None, create_graph)[:, i] for i, x in enumerate(v.unbind(1)))
         return sum(others, first)
-    trace = torch.zeros_like(z[:, 0])
-    for basis in torch.split(torch.eye(z.shape[1], dtype=z.dtype, device=z.device)[:, None], 64):
-        second = torch.autograd.grad(
-            v, z, basis.expand(-1, *z.shape), create_graph=create_graph, retain_graph=True,
-            is_grads_batched=True, allow_unused=True, materialize_grads=True,
-        )[0]  # fmt: skip
-        trace = trace + (second * basis).sum((0, 2))
-    return trace
 
 
 # --- other ways -----------------------------------------------------------------------------------------------
