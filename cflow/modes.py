@@ -15,6 +15,11 @@ def traced() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
 
 
+def unreadable(x: Tensor) -> bool:
+    """Whether the values of a tensor may not be read for a check: traced, or while a CUDA graph is recorded."""
+    return traced() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def concrete() -> contextlib.AbstractContextManager[object]:
     """Outside of tracers: what is made of plain numbers stays plain numbers."""
     return _disable_current_modes() if torch.compiler.is_compiling() else contextlib.nullcontext()  # type: ignore[no-untyped-call]

@@ -19,7 +19,7 @@ from einops import repeat
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
-from .modes import ordinary, traced
+from .modes import ordinary, traced, unreadable
 from .times import Times, TimesLike, as_time_tensor
 
 Constant = int | np.integer | np.ndarray | Tensor | None  # a selection that does not change with time
@@ -269,7 +269,7 @@ def _constant(k: Constant, batch: int | None, num_flows: int, like: Tensor, name
 
 
 def _check_finite(weights: Tensor, name: str) -> None:
-    if traced() or math.isfinite(weights.sum().item()):  # one operation where all is well
+    if unreadable(weights) or math.isfinite(weights.sum().item()):  # one operation where all is well
         return
     if not bool(torch.isfinite(weights.detach()).all()):
         raise ArgumentError(f"{name}: expected finite weights, got NaN or infinity; look for what made them")
