@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import AsUsers
 from exact import Drift, affine, symmetric
 from torch.distributions import ComposeTransform, Independent, MultivariateNormal, Normal, TransformedDistribution
 
@@ -165,17 +166,6 @@ def test_transform_needs_two_times_and_vectors_of_the_right_dimension():
 
 
 # --- Hutchinson's estimate ----------------------------------------------------------------------------------
-
-
-class AsUsers(torch.nn.Module):
-    """A potential without its closed forms."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.dim, self.num_flows = net, net.dim, net.num_flows
-
-    def forward(self, z, t):
-        return self.net(z, t)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from cases import Users
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,15 +19,9 @@ B, D, K = 5, 3, 2
 MODES = ["discrete", "adjoint", "direct"]
 
 
-class Net(nn.Module):
-    dim, num_flows = D, K
-
+class Net(Users):
     def __init__(self, middle=None):
-        super().__init__()
-        self.a, self.b, self.middle = nn.Linear(D, 6), nn.Linear(6, K), middle or nn.Identity()
-
-    def forward(self, z, t):
-        return self.b(torch.tanh(self.middle(self.a(z)) * (1 + t[:, None])))
+        super().__init__(D, K, middle)
 
 
 def rk4(mode="auto"):
@@ -124,7 +119,7 @@ def test_hooks_on_saved_tensors_inside_the_potential(mode):
 @pytest.mark.parametrize("mode", ["discrete", "direct"])
 def test_batch_norm_in_training(mode):
     """Its statistics couple the rows, and its buffers move; gradients are those of backpropagation all the same."""
-    net = Net(nn.BatchNorm1d(6))
+    net = Net(nn.BatchNorm1d(8))
     z = torch.randn(B, D, requires_grad=True)
     twin = copy.deepcopy(net)
     found = gradients(PotentialFlow(net, solver=rk4(mode)), z)
