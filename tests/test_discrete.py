@@ -7,7 +7,7 @@ import itertools
 import cases
 import pytest
 import torch
-from exact import symmetric
+from systems import symmetric
 from torch import nn
 from torchdiffeq._impl.odeint import SOLVERS
 

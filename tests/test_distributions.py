@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import AsUsers
-from exact import Drift, affine, symmetric
+from systems import Drift, affine, symmetric
 from torch.distributions import ComposeTransform, Independent, MultivariateNormal, Normal, TransformedDistribution
 
 import cflow

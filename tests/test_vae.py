@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from exact import Drift, symmetric
+from systems import Drift, symmetric
 from torch import nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
