@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import cflow
+from cflow import Solver
 
 # --- users' modules -----------------------------------------------------------------------------------------
 
@@ -76,3 +77,28 @@ POTENTIALS: dict[str, Callable[[int, int], nn.Module]] = {
 OURS = [name for name in POTENTIALS if "user's" not in name]
 CLOSED_FORMS = [name for name in OURS if name != "mlp tanh"]  # whose fields are linear in the weights
 ONE_OF_EACH = ["mlp", "ridge", "quadratic", "sum with user's", "user's"]  # where all would take long
+
+# --- methods and solvers ------------------------------------------------------------------------------------
+
+FIXED_RUNGE_KUTTA = ["euler", "midpoint", "heun2", "heun3", "rk4"]
+FIXED = [*FIXED_RUNGE_KUTTA, "explicit_adams", "implicit_adams", "fixed_adams"]
+ADAPTIVE = ["dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
+RUNGE_KUTTA = [*FIXED_RUNGE_KUTTA, *ADAPTIVE]
+METHODS = [*FIXED, *ADAPTIVE, "scipy_solver"]
+GRADIENTS = ["direct", "discrete", "adjoint"]
+
+
+def any_solver(method: str, gradient: str = "auto", *, step_size: float = 0.25, tol: float = 1e-6) -> Solver:
+    """With steps of `step_size` where a method wants them, else with rtol = atol = `tol`."""
+    if method in FIXED:
+        return Solver(method, step_size=step_size, gradient=gradient)
+    return Solver(method, rtol=tol, atol=tol, gradient=gradient)
+
+
+def rk4(gradient: str = "auto", step_size: float = 0.25) -> Solver:
+    return Solver("rk4", step_size=step_size, gradient=gradient)
+
+
+def tight(gradient: str = "auto", tol: float = 1e-9) -> Solver:
+    """For comparisons with exact solutions."""
+    return Solver("dopri8", rtol=tol, atol=tol, gradient=gradient)

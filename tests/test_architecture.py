@@ -9,10 +9,10 @@ from pathlib import Path
 import cases
 import pytest
 import torch
-from cases import ONE_OF_EACH, POTENTIALS
+from cases import GRADIENTS, ONE_OF_EACH, POTENTIALS, any_solver
 
 import cflow
-from cflow import PotentialFlow, Solver
+from cflow import PotentialFlow
 
 ROOT = Path(cflow.__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -121,11 +121,7 @@ def test_imports_go_one_way():
 
 
 FORMULAS = {"evaluate", "activations"}  # of closed forms
-SOLVERS = [
-    Solver(method, gradient=gradient, **settings)
-    for method, settings in (("rk4", {"step_size": 0.5}), ("dopri5", {}))
-    for gradient in ("direct", "discrete", "adjoint")
-]
+SOLVERS = [any_solver(method, gradient, step_size=0.5) for method in ("rk4", "dopri5") for gradient in GRADIENTS]
 
 
 def is_ours(frame) -> bool:

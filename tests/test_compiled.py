@@ -5,15 +5,15 @@ import pickle
 
 import pytest
 import torch
-from cases import Users
+from cases import Users, rk4
 
 import cflow
 from cflow import PotentialFlow, Solver
 
 B, D, K = 6, 4, 2
 SOLVERS = [
-    Solver("rk4", step_size=0.5, gradient="discrete"),
-    Solver("rk4", step_size=0.5, gradient="direct"),
+    rk4("discrete", 0.5),
+    rk4("direct", 0.5),
     Solver("dopri5", gradient="adjoint"),
 ]
 

@@ -7,19 +7,17 @@ import itertools
 import cases
 import pytest
 import torch
+from cases import GRADIENTS, RUNGE_KUTTA, any_solver
 from systems import symmetric
 from torch import nn
-from torchdiffeq._impl.odeint import SOLVERS
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
 from cflow.potentials.field import Mixture
-from cflow.solve.tableau import tableau
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 B, D, K = 5, 3, 3
-METHODS = [m for m in SOLVERS if tableau(m)]
 
 
 POTENTIALS = {name: functools.partial(make, D, K) for name, make in cases.POTENTIALS.items()}
@@ -47,9 +45,7 @@ TIMES = {
 
 
 def solver(method, gradient):
-    fixed = not hasattr(SOLVERS[method], "tableau")
-    settings = {"step_size": 0.4} if fixed else {"rtol": 1e-4, "atol": 1e-4}
-    return Solver(method, gradient=gradient, **settings)
+    return any_solver(method, gradient, step_size=0.4, tol=1e-4)
 
 
 def gradients(net, method, gradient, k, t, *, log_density=False, kinetic_energy=False, context=None, hutchinson=False):
@@ -80,7 +76,7 @@ def assert_discrete_is_direct(net, method, k, t, **what):
             assert (a - b).abs().max() <= (1e-10 if method == "dopri8" else 1e-12) * (1 + b.abs().max())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RUNGE_KUTTA)
 @pytest.mark.parametrize("potential", VARIANTS)
 def test_every_method_and_potential(method, potential):
     net = POTENTIALS[potential]()
@@ -265,7 +261,7 @@ def test_no_cache_outlives_a_change_of_the_parameters():
         assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "direct", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("potential", ["mlp", "user's"])
 def test_nothing_waits_for_the_garbage_collector(potential, gradient):
     flow = PotentialFlow(POTENTIALS[potential](), solver=Solver("dopri5", gradient=gradient))

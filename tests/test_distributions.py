@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import AsUsers
+from cases import AsUsers, tight
 from systems import Drift, affine, symmetric
 from torch.distributions import ComposeTransform, Independent, MultivariateNormal, Normal, TransformedDistribution
 
@@ -11,7 +11,7 @@ from cflow import PotentialFlow, Schedule, Solver
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TIGHT = Solver("dopri8", rtol=1e-10, atol=1e-10)
+TIGHT = tight(tol=1e-10)
 
 
 def standard_normal(*shape):

@@ -5,37 +5,34 @@ import math
 
 import pytest
 import torch
+from cases import GRADIENTS, METHODS, RUNGE_KUTTA, any_solver, tight
 from systems import Drift, Logistic, affine, pulsing, symmetric
 from torchdiffeq._impl.odeint import SOLVERS
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
+from cflow.solve.tableau import tableau
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-FIXED = [
-    "euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams", "implicit_adams", "fixed_adams",
-]  # fmt: skip
-ADAPTIVE = ["dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun"]
-TIGHT = Solver("dopri8", rtol=1e-10, atol=1e-10)
+TIGHT = tight(tol=1e-10)
 
 
-def any_solver(name, step_size=0.05, tol=1e-6, **kwargs):
-    return Solver(name, step_size=step_size, **kwargs) if name in FIXED else Solver(name, rtol=tol, atol=tol, **kwargs)
+def test_every_solver_of_torchdiffeq_is_listed():
+    assert set(METHODS) == set(SOLVERS)
+    assert set(RUNGE_KUTTA) == {method for method in SOLVERS if tableau(method)}
 
 
-def test_every_solver_of_torchdiffeq_is_listed_here():
-    assert set(FIXED) | set(ADAPTIVE) | {"scipy_solver"} == set(SOLVERS)
-
-
-@pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE, "scipy_solver"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("make", [lambda: Logistic(1.0), lambda: pulsing(3)], ids=["logistic", "pulsing"])
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_every_solver_against_the_exact_flow(method, make, per_sample):
     system = make().frozen()
     z0 = 1.6 * torch.rand(5, 3) - 0.8
     t0, t1 = (torch.rand(5), torch.tensor([1.3, 0.2, 0.9, -0.4, 0.5])) if per_sample else (0.2, 1.1)
-    path = PotentialFlow(system.net, solver=any_solver(method, 0.01)).solve(z0, None, (t0, t1), log_density=True)
+    path = PotentialFlow(system.net, solver=any_solver(method, step_size=0.01)).solve(
+        z0, None, (t0, t1), log_density=True
+    )
     z1, change = system.solution(z0, t0, t1)
     tol = 2e-2 if method == "euler" else 1e-4
     torch.testing.assert_close(path.z[-1], z1, rtol=tol, atol=tol)
@@ -90,7 +87,7 @@ def test_steps_do_not_depend_on_how_samples_are_sorted_and_filled_up():
     torch.testing.assert_close(sorted_.z, mixed.z, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "discrete", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_a_norm_of_the_users_gets_the_samples_in_their_order(gradient):
     seen = []
 
@@ -314,11 +311,11 @@ class Recorder(torch.nn.Module):
         return (torch.sin(z) * torch.cos(t)[:, None]).sum(-1)
 
 
-@pytest.mark.parametrize("method", [*FIXED, *ADAPTIVE, "scipy_solver"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_potential_is_never_evaluated_outside_the_times(method, per_sample):
     net = Recorder()
-    flow = PotentialFlow(net, solver=any_solver(method, 0.3, tol=1e-3, gradient="auto"))
+    flow = PotentialFlow(net, solver=any_solver(method, step_size=0.3, tol=1e-3))
     lo, hi = torch.tensor([0.1, 2.0, 0.7]), torch.tensor([0.9, 2.3, 0.7])
     t = (lo, hi) if per_sample else [0.1, 0.15, 0.9]
     z0 = torch.randn(3, 2)
@@ -366,7 +363,7 @@ def test_float32_is_as_accurate_as_its_steps(method):
     z0 = torch.randn(200, 3)
     exact = z0 * torch.tensor([[[1.0]], [[0.9]], [[1.8]]]).exp() ** torch.tensor([[[0.0]], [[1.0]], [[1.0]]])
     net, z0 = net.float(), z0.float()
-    for gradient in ("adjoint", "discrete", "direct"):
+    for gradient in GRADIENTS:
         flow = PotentialFlow(net, solver=Solver(method, rtol=1e-7, atol=1e-7, gradient=gradient))
         zs = flow.trajectory(z0.requires_grad_(), 0, [0.0, 3.0, 6.0])
         assert ((zs - exact).abs() / (1 + exact.abs())).max() <= 2e-6
@@ -381,7 +378,7 @@ def test_requested_times_do_not_restart_an_adaptive_solve():
     torch.testing.assert_close(many.z[-1], few.z[-1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("gradient", ["direct", "discrete", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 def test_steps_that_end_on_requested_times_by_chance(gradient):
     # torchdiffeq then stops looking out for the later ones, and would step across them
     net = cflow.QuadraticPotential(0.1 * torch.eye(2)[None])

@@ -10,14 +10,14 @@ import sys
 import cases
 import pytest
 import torch
-from cases import Users, UsersWithContext
+from cases import Users, UsersWithContext, rk4, tight
 from torch import nn
 from torch.nn.utils import parametrize
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
 
-RK4 = Solver("rk4", step_size=0.25)
+RK4 = rk4()
 SOLVERS = [RK4, Solver("dopri5"), Solver("scipy_solver")]
 
 
@@ -220,10 +220,6 @@ class Growth(nn.Module):
 
     def forward(self, z, t):
         return 0.5 * self.a * z.square().sum(-1)
-
-
-def tight(mode):
-    return Solver("dopri8", rtol=1e-9, atol=1e-9, gradient=mode)
 
 
 @MODES

@@ -5,16 +5,16 @@ import functools
 import cases
 import pytest
 import torch
-from cases import AsUsers, Users
+from cases import AsUsers, Users, rk4
 from torch import nn
 
 import cflow
-from cflow import PotentialFlow, Solver
+from cflow import PotentialFlow
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 B, D, K = 4, 3, 2
-RK4 = Solver("rk4", step_size=0.5)
+RK4 = rk4(step_size=0.5)
 
 
 POTENTIALS = {name: functools.partial(cases.POTENTIALS[name], D, K) for name in [*cases.ONE_OF_EACH, "sum"]}

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from cases import Users
+from cases import GRADIENTS, Users, rk4
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -16,16 +16,11 @@ from cflow import PotentialFlow, Solver
 pytestmark = pytest.mark.usefixtures("float64")
 
 B, D, K = 5, 3, 2
-MODES = ["discrete", "adjoint", "direct"]
 
 
 class Net(Users):
     def __init__(self, middle=None):
         super().__init__(D, K, middle)
-
-
-def rk4(mode="auto"):
-    return Solver("rk4", step_size=0.25, gradient=mode)
 
 
 def gradients(flow, z, log_density=False):
@@ -69,7 +64,7 @@ def test_threads_that_take_gradients_through_one_flow_do_not_meet(mode):
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_checkpoint_around_a_flow(mode, reentrant):
     for net in (Net(), cflow.MLPPotential(D, K)):
         flow, z = PotentialFlow(net, solver=rk4(mode)), torch.randn(B, D, requires_grad=True)
@@ -82,7 +77,7 @@ def test_checkpoint_around_a_flow(mode, reentrant):
         assert_equal(found, wanted)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_checkpoint_around_a_vae(mode):
     flow = PotentialFlow(Net(), solver=rk4(mode))
     vae = cflow.FlowVAE(cflow.nets.MLPEncoder((1, 4, 4), D), cflow.nets.MLPDecoder((1, 4, 4), D), flow)
@@ -97,7 +92,7 @@ def test_checkpoint_around_a_vae(mode):
     assert_equal(found, wanted)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_hooks_on_saved_tensors_inside_the_potential(mode):
     class Checkpointed(Net):
         def forward(self, z, t):
@@ -148,7 +143,7 @@ class Drifting(Net):
 
 
 @pytest.mark.parametrize("net", [Noisy, SlightlyNoisy, Drifting])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_another_u_at_every_call_is_an_error(net, mode):
     flow, z = PotentialFlow(net(), solver=Solver("dopri5", gradient=mode)), torch.randn(B, D, requires_grad=True)
     with pytest.raises(cflow.ArgumentError, match=r"potential: .* another u when it is called again .*context="):
