@@ -1,4 +1,4 @@
-"""Systems with exact flows under any weights, and a plain loop over samples that chains them through schedules.
+"""Systems with exact flows, most of them under any weights, and a plain loop that chains them through schedules.
 
 `chain` is what a solve must return: it knows nothing of cflow, walks sample by sample from time to time, stops at
 each boundary of a schedule, and is differentiable in everything.
@@ -27,6 +27,29 @@ class System:
     def start(self, batch: int) -> Tensor:
         return torch.randn(batch, self.net.dim)
 
+    def frozen(self) -> "System":
+        """The same, with parameters that ask for no gradient."""
+        self.net.requires_grad_(False)
+        return self
+
+    def solution(self, z: Tensor, t0, t1) -> tuple[Tensor, Tensor]:
+        """States and log-density changes at t1 of a system with one flow; t0, t1 are numbers or (B,)."""
+        t0, t1 = (torch.as_tensor(t, dtype=z.dtype).expand(len(z)) for t in (t0, t1))
+        z1, growth = self.flow(z, z.new_ones(1), t0, t1)
+        return z1, -growth
+
+
+def affine(z: Tensor, matrix: Tensor, shift: Tensor, t) -> Tensor:
+    """exp of dz/dt = A z + b over a time t, for one sample (D,) or a batch (B, D); a batch may have times (B,)."""
+    corner = torch.cat([torch.cat([matrix, shift[:, None]], 1), matrix.new_zeros(1, len(shift) + 1)])
+    e = torch.linalg.matrix_exp(corner * torch.as_tensor(t)[..., None, None])
+    return (e[..., :-1, :-1] @ z[..., None])[..., 0] + e[..., :-1, -1]
+
+
+def symmetric(num_flows: int, dim: int, scale: float = 0.3) -> Tensor:
+    a = torch.randn(num_flows, dim, dim)
+    return scale * (a + a.mT) / math.sqrt(dim)
+
 
 class Affine(System):
     """u_k = ½ zᵀA_k z + b_k·z."""
@@ -45,9 +68,7 @@ class Affine(System):
     def flow(self, z, w, t0, t1, context=None):
         matrix, shift = self.generator(w)
         span = self.clock(t1)[0] - self.clock(t0)[0]
-        corner = torch.cat([torch.cat([matrix, shift[:, None]], 1), torch.zeros(1, len(shift) + 1)])
-        e = torch.linalg.matrix_exp(corner * span[:, None, None])
-        return (e[:, :-1, :-1] @ z[..., None])[..., 0] + e[:, :-1, -1], matrix.trace() * span
+        return affine(z, matrix, shift, span), matrix.trace() * span
 
     def velocity(self, z, w, t, context=None):
         matrix, shift = self.generator(w)
@@ -77,10 +98,10 @@ class FadingAffine(Affine):
 
 
 class BreathingNet(nn.Module):
-    def __init__(self):
+    def __init__(self, a, omega):
         super().__init__()
-        self.dim, self.num_flows = 3, 2
-        self.a, self.omega = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.tensor([1.3, -0.7]))
+        self.num_flows, self.dim = a.shape
+        self.a, self.omega = nn.Parameter(a), nn.Parameter(omega)
 
     def forward(self, z, t):
         return 0.5 * torch.cos(t[:, None] * self.omega) * (z.square() @ self.a.mT)
@@ -89,8 +110,10 @@ class BreathingNet(nn.Module):
 class Breathing(System):
     """u_k = ½ cos(ω_k t) Σ_i a_ki z_i²: each flow has a Laplacian with a rhythm of its own."""
 
-    def __init__(self):
-        self.net = BreathingNet()
+    def __init__(self, a: Tensor | None = None, omega: Tensor | None = None):
+        self.net = BreathingNet(
+            torch.randn(2, 3) if a is None else a, torch.tensor([1.3, -0.7]) if omega is None else omega
+        )
 
     def flow(self, z, w, t0, t1, context=None):
         net = self.net
@@ -100,6 +123,11 @@ class Breathing(System):
 
     def velocity(self, z, w, t, context=None):
         return ((w * torch.cos(t[:, None] * self.net.omega)) @ self.net.a) * z
+
+
+def pulsing(dim: int) -> Breathing:
+    """u = ½ cos(t) ‖z‖²: z(t) = z0 exp(sin t − sin t0)."""
+    return Breathing(torch.ones(1, dim), torch.ones(1))
 
 
 class RadialNet(nn.Module):
@@ -165,31 +193,32 @@ class Ridges(System):
 
 
 class LogisticNet(nn.Module):
-    def __init__(self):
+    num_flows = 1
+
+    def __init__(self, rate):
         super().__init__()
-        self.dim, self.num_flows = 2, 1
-        self.rate = nn.Parameter(torch.tensor(0.8))
+        self.rate = nn.Parameter(torch.tensor(rate))
 
     def forward(self, z, t):
-        return self.rate * (z.square() / 2 - z**3 / 3).sum(-1)  # (B,): one flow
+        return self.rate * (z - z**3 / 3).sum(-1)  # (B,): one flow
 
 
 class Logistic(System):
-    """One flow, dz/dt = r z (1 − z) in each coordinate: z = z0 e^τ/q, ∂z/∂z0 = e^τ/q², q = 1 − z0 + z0 e^τ."""
+    """One flow, dz/dt = r (1 − z²) in each coordinate: artanh z = y0 + r t, and ∂z/∂z0 = cosh² y0 / cosh² y."""
 
-    def __init__(self):
-        self.net = LogisticNet()
+    def __init__(self, rate: float = 0.4):
+        self.net = LogisticNet(rate)
 
     def start(self, batch):
-        return 0.1 + 0.8 * torch.rand(batch, 2)
+        return 1.6 * torch.rand(batch, 2) - 0.8
 
     def flow(self, z, w, t0, t1, context=None):
-        tau = (w * self.net.rate) * (t1 - t0)[:, None]
-        q = 1 - z + z * tau.exp()
-        return z * tau.exp() / q, (tau - 2 * q.log()).sum(-1)
+        y0 = torch.atanh(z)
+        y = y0 + w * self.net.rate * (t1 - t0)[:, None]
+        return torch.tanh(y), 2 * (y0.cosh().log() - y.cosh().log()).sum(-1)
 
     def velocity(self, z, w, t, context=None):
-        return w * self.net.rate * z * (1 - z)
+        return w * self.net.rate * (1 - z.square())
 
 
 class ScaleNet(nn.Module):
@@ -219,6 +248,28 @@ class Sum(Affine):
 
     def velocity(self, z, w, t, context=None):
         return super().velocity(z, w, t) + (w @ self.net.terms[1].beta) * t[:, None] * z
+
+
+class Cubic(nn.Module):
+    """dz/dt = z³ blows up at t = 1/(2 z0²)."""
+
+    num_flows = 1
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        return (z**4 / 4).sum(-1)
+
+
+class Drift(nn.Module):
+    """u_k = (c_k + d_k t)·z + context·z: translation by c (t1 − t0) + ½ d (t1² − t0²) + context (t1 − t0)."""
+
+    def __init__(self, c: Tensor, d: Tensor) -> None:
+        super().__init__()
+        self.c, self.d = nn.Parameter(c), nn.Parameter(d)
+        self.num_flows, self.dim = c.shape
+
+    def forward(self, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:
+        u = z @ self.c.mT + t[:, None] * (z @ self.d.mT)
+        return u if context is None else u + (context * z).sum(-1, keepdim=True)
 
 
 SYSTEMS = [Affine, FadingAffine, Breathing, Radial, Ridges, Logistic, Sum]

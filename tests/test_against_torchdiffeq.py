@@ -6,15 +6,10 @@ import math
 import pytest
 import torch
 import torchdiffeq
+from cases import ADAPTIVE, FIXED_RUNGE_KUTTA
 from torch import Tensor, nn
-from torchdiffeq._impl.odeint import SOLVERS
-from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver
-from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from cflow import IntegrationError, PotentialFlow, Solver
-
-FIXED = [name for name, cls in SOLVERS.items() if issubclass(cls, FixedGridODESolver) and "adams" not in name]
-ADAPTIVE = [name for name, cls in SOLVERS.items() if issubclass(cls, RKAdaptiveStepsizeODESolver)]
 
 
 def drive(t):
@@ -73,7 +68,7 @@ def cut(t: Tensor, n: int) -> Tensor:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", FIXED_RUNGE_KUTTA)
 def test_fixed_steps(method, backward):
     t = times(10, backward)
     path = PotentialFlow(Sine(), solver=Solver(method, step_size=0.1)).solve(exact(t)[0], None, t)
@@ -84,7 +79,7 @@ def test_fixed_steps(method, backward):
     assert (path.steps, path.nfe) == (len(grid) - 1, velocity.nfe)
 
 
-@pytest.mark.parametrize("method", FIXED)
+@pytest.mark.parametrize("method", FIXED_RUNGE_KUTTA)
 @pytest.mark.parametrize("step_size", [0.5, 0.1])
 def test_cutting_intervals_into_equal_steps_costs_no_accuracy(method, step_size):
     # compared at the end, where both have made a step: elsewhere torchdiffeq's chord between two steps adds an error

@@ -6,12 +6,13 @@ import sys
 import textwrap
 from pathlib import Path
 
+import cases
 import pytest
 import torch
-from torch import nn
+from cases import GRADIENTS, ONE_OF_EACH, POTENTIALS, any_solver
 
 import cflow
-from cflow import PotentialFlow, Solver
+from cflow import PotentialFlow
 
 ROOT = Path(cflow.__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -119,30 +120,8 @@ def test_imports_go_one_way():
 # --- the way of an evaluation -------------------------------------------------------------------------------
 
 
-class Users(nn.Module):
-    dim, num_flows = 3, 2
-
-    def __init__(self):
-        super().__init__()
-        self.a = nn.Linear(3, 2)
-
-    def forward(self, z, t):
-        return torch.sin(self.a(z) + t[:, None])
-
-
 FORMULAS = {"evaluate", "activations"}  # of closed forms
-POTENTIALS = {
-    "mlp": lambda: cflow.MLPPotential(3, 2),
-    "ridge": lambda: cflow.RidgePotential(3, 2, hidden=4),
-    "quadratic": lambda: cflow.QuadraticPotential(torch.randn(2, 3, 3)),
-    "sum": lambda: cflow.MLPPotential(3, 2) + Users(),
-    "user's": Users,
-}
-SOLVERS = [
-    Solver(method, gradient=gradient, **settings)
-    for method, settings in (("rk4", {"step_size": 0.5}), ("dopri5", {}))
-    for gradient in ("direct", "discrete", "adjoint")
-]
+SOLVERS = [any_solver(method, gradient, step_size=0.5) for method in ("rk4", "dopri5") for gradient in GRADIENTS]
 
 
 def is_ours(frame) -> bool:
@@ -151,7 +130,7 @@ def is_ours(frame) -> bool:
 
 def is_formula(frame) -> bool:
     own = frame.f_code
-    if own.co_name == "forward" and own.co_filename == __file__:
+    if own.co_name == "forward" and own.co_filename == cases.__file__:
         return True
     return own.co_name in FORMULAS and Path(own.co_filename).parent.name == "potentials"
 
@@ -181,11 +160,11 @@ def ways(call):
     return found
 
 
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("potential", ONE_OF_EACH)
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{s.method}-{s.gradient}")
 def test_the_way_of_an_evaluation_is_short_and_asks_nothing(potential, solver):
-    flow, z = PotentialFlow(POTENTIALS[potential](), solver=solver), torch.randn(4, 3, requires_grad=True)
-    limit = 6 if potential == "sum" else 5  # a sum is one more
+    flow, z = PotentialFlow(POTENTIALS[potential](3, 2), solver=solver), torch.randn(4, 3, requires_grad=True)
+    limit = 6 if "sum" in potential else 5  # a sum is one more
     seen = set()
     for k in (torch.tensor([0, 1, 1, 0]), torch.randn(2)):
         for asked in ({}, {"log_density": True, "kinetic_energy": True}):

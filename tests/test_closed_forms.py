@@ -2,23 +2,14 @@
 
 import pytest
 import torch
+from cases import CLOSED_FORMS, POTENTIALS
 
-import cflow
 from cflow.potentials.base import value
 from cflow.potentials.field import Mixture, RecordedLinearization
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 R, D, K = 6, 5, 3
-POTENTIALS = {
-    "mlp": lambda: cflow.MLPPotential(D, K, hidden=7),
-    "mlp static": lambda: cflow.MLPPotential(D, K, time_dependent=False),
-    "ridge": lambda: cflow.RidgePotential(D, K, hidden=9),
-    "ridge static": lambda: cflow.RidgePotential(D, K, hidden=9, time_dependent=False),
-    "quadratic": lambda: cflow.QuadraticPotential(torch.randn(K, D, D), torch.randn(K, D)),
-    "no shift": lambda: cflow.QuadraticPotential(torch.randn(K, D, D)),
-    "sum": lambda: POTENTIALS["mlp"]() + POTENTIALS["ridge"]() + POTENTIALS["quadratic"](),
-}
 MIXTURES = {
     "weights": lambda: (torch.randn(K, requires_grad=True), ()),
     "weights per row": lambda: (torch.randn(R, K, requires_grad=True), ()),
@@ -44,9 +35,9 @@ def same(found, wanted, rtol):
 
 @pytest.mark.parametrize("row_times", [False, True], ids=["one time", "times of rows"])
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("potential", CLOSED_FORMS)
 def test_against_autograd(potential, mixture, row_times):
-    net, (weights, flows) = POTENTIALS[potential](), MIXTURES[mixture]()
+    net, (weights, flows) = POTENTIALS[potential](D, K), MIXTURES[mixture]()
     z = torch.randn(R, D, requires_grad=True)
     t = (torch.rand(R) if row_times else torch.rand(())).requires_grad_()
     w = one_hot(flows) if weights is None else weights
@@ -72,9 +63,9 @@ def test_against_autograd(potential, mixture, row_times):
 
 @pytest.mark.parametrize("row_times", [False, True], ids=["one time", "times of rows"])
 @pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("potential", CLOSED_FORMS)
 def test_several_states_at_once(potential, mixture, row_times):
-    net, (weights, flows) = POTENTIALS[potential](), MIXTURES[mixture]()
+    net, (weights, flows) = POTENTIALS[potential](D, K), MIXTURES[mixture]()
     field = net.field(Mixture(weights, flows, row_times))
     field = field.with_tensors(tuple(x.detach().requires_grad_() for x in field.tensors))
     z, t = torch.randn(4, R, D), (torch.rand(4, R) if row_times else torch.rand(4)).requires_grad_()

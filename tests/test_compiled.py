@@ -5,28 +5,17 @@ import pickle
 
 import pytest
 import torch
-from torch import nn
+from cases import Users, rk4
 
 import cflow
 from cflow import PotentialFlow, Solver
 
 B, D, K = 6, 4, 2
 SOLVERS = [
-    Solver("rk4", step_size=0.5, gradient="discrete"),
-    Solver("rk4", step_size=0.5, gradient="direct"),
+    rk4("discrete", 0.5),
+    rk4("direct", 0.5),
     Solver("dopri5", gradient="adjoint"),
 ]
-
-
-class Users(nn.Module):
-    num_flows = K
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(D, 8), nn.Tanh(), nn.Linear(8, K))
-
-    def forward(self, z, t):
-        return self.layers(z) * torch.cos(t)[:, None]
 
 
 def solve(flow, k, log_density):
@@ -41,10 +30,10 @@ def solve(flow, k, log_density):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [lambda: cflow.MLPPotential(D, K), Users], ids=["mlp", "user's"])
+@pytest.mark.parametrize("make", [cflow.MLPPotential, Users], ids=["mlp", "user's"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.gradient)
 def test_compiled_is_eager(make, solver):
-    net = make()
+    net = make(D, K)
     compiled, eager = PotentialFlow(net, solver=solver, compile=True), PotentialFlow(net, solver=solver)
     for log_density in (False, True):
         for k in (1, torch.tensor([0, 1, 1, 0, 1, 1])):
@@ -63,7 +52,7 @@ def test_without_a_compiler_it_warns_once_and_runs(monkeypatch):
         return run
 
     monkeypatch.setattr(torch, "compile", broken)
-    net = Users()
+    net = Users(D, K)
     flow, z0 = PotentialFlow(net, solver="dopri5", compile=True), torch.randn(B, D)
     with pytest.warns(UserWarning, match=r"compile: .*no C\+\+ compiler found\); it runs uncompiled") as seen:
         z1 = flow(z0, 1, (0.0, 1.0))
@@ -81,7 +70,7 @@ def test_errors_of_the_potential_itself_come_through(monkeypatch):
                 raise KeyError("mine")
             return super().forward(z, t)
 
-    flow = PotentialFlow(Broken(), solver=Solver("rk4", step_size=1.0), compile=True)
+    flow = PotentialFlow(Broken(D, K), solver=Solver("rk4", step_size=1.0), compile=True)
     flow.net.forward = lambda z, t: {}["mine"]
     with pytest.raises(KeyError, match="mine"):
         flow(torch.randn(B, D), 1, (0.0, 1.0))

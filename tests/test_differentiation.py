@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from exact import affine
+from cases import ADAPTIVE, GRADIENTS, rk4
+from systems import Cubic, affine
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
@@ -11,11 +12,7 @@ from cflow import MLPPotential, PotentialFlow, QuadraticPotential, Schedule, Sol
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-MODES = pytest.mark.parametrize("mode", ["direct", "discrete", "adjoint"])
-
-
-def rk4(mode, step_size=0.25):
-    return Solver("rk4", step_size=step_size, gradient=mode)
+MODES = pytest.mark.parametrize("mode", GRADIENTS)
 
 
 @pytest.mark.parametrize("potential", [lambda: MLPPotential(4, 2), lambda: cflow.RidgePotential(4, 2, hidden=5)])
@@ -195,7 +192,7 @@ def test_log_densities_are_differentiated_twice_where_nothing_else_is_asked_for(
     assert torch.autograd.gradgradcheck(change, z0, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"])
+@pytest.mark.parametrize("method", ADAPTIVE)
 def test_landings_one_rounding_before_the_end_of_a_step(method):
     net, found = MLPPotential(4, 2), []
     for mode in ("discrete", "direct"):
@@ -212,7 +209,7 @@ def test_large_clocks_in_float32_with_differentiable_times():
     net, z0 = QuadraticPotential(matrix).float(), torch.randn(4, 3, dtype=torch.float32)
     t = torch.tensor([1e6, 1e6 + 1.001], requires_grad=True)
     exact = affine(z0.double(), matrix[0], torch.zeros(3), torch.tensor(1.001))
-    for mode in ("adjoint", "discrete", "direct"):
+    for mode in GRADIENTS:
         z1 = PotentialFlow(net, solver=Solver("dopri5", gradient=mode))(z0, 0, t)
         torch.testing.assert_close(z1.double(), exact, rtol=1e-5, atol=1e-5)
         (grad,) = torch.autograd.grad(z1.sum(), t)
@@ -228,13 +225,7 @@ def test_many_backward_passes_count_their_steps_apart():
 
 
 def test_a_blow_up_is_located_whatever_max_steps_leaves():
-    class Explodes(nn.Module):
-        num_flows = 1
-
-        def forward(self, z, t):
-            return (z**4).sum(-1)
-
-    flow = PotentialFlow(Explodes(), solver=Solver("rk4", step_size=0.1, max_steps=100))
+    flow = PotentialFlow(Cubic(), solver=Solver("rk4", step_size=0.1, max_steps=100))
     with pytest.raises(cflow.IntegrationError, match="NaN or infinite"):
         flow(torch.full((2, 3), 2.0), None, (0.0, 6.0))
 

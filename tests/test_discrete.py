@@ -1,55 +1,28 @@
 """gradient="discrete" is the gradient of the discrete solve: that of backpropagation through its steps."""
 
+import functools
 import gc
 import itertools
 
+import cases
 import pytest
 import torch
-from exact import symmetric
+from cases import GRADIENTS, RUNGE_KUTTA, any_solver
+from systems import symmetric
 from torch import nn
-from torchdiffeq._impl.odeint import SOLVERS
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
 from cflow.potentials.field import Mixture
-from cflow.solve.tableau import tableau
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 B, D, K = 5, 3, 3
-METHODS = [m for m in SOLVERS if tableau(m)]
 
 
-class WithContext(nn.Module):
-    num_flows = K
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(D, 4), nn.Linear(4, K)
-
-    def forward(self, z, t, context=None):
-        shift = 0 if context is None else context.sum(-1, keepdim=True)
-        return self.b(torch.tanh(self.a(z) + shift + t[:, None]))
-
-
-def mlp(**options):
-    return cflow.MLPPotential(D, K, hidden=5, **options)
-
-
-def quadratic():
-    return cflow.QuadraticPotential(0.3 * torch.randn(K, D, D), torch.randn(K, D))
-
-
-POTENTIALS = {
-    "mlp": mlp,
-    "mlp static": lambda: mlp(time_dependent=False),
-    "mlp tanh": lambda: mlp(output_tanh=True),
-    "ridge": lambda: cflow.RidgePotential(D, K, hidden=4),
-    "ridge static": lambda: cflow.RidgePotential(D, K, hidden=4, time_dependent=False),
-    "quadratic": quadratic,
-    "sum": lambda: quadratic() + mlp() + cflow.RidgePotential(D, K, hidden=4),
-    "user's": WithContext,
-}
+POTENTIALS = {name: functools.partial(make, D, K) for name, make in cases.POTENTIALS.items()}
+VARIANTS = ["mlp", "mlp static", "mlp tanh", "ridge", "ridge static", "quadratic", "sum", "user's"]  # with each method
+mlp = POTENTIALS["mlp"]
 SELECTIONS = {
     "int": lambda: 1,
     "per sample": lambda: torch.tensor([2, 0, 2, 2, 0]),
@@ -72,9 +45,7 @@ TIMES = {
 
 
 def solver(method, gradient):
-    fixed = not hasattr(SOLVERS[method], "tableau")
-    settings = {"step_size": 0.4} if fixed else {"rtol": 1e-4, "atol": 1e-4}
-    return Solver(method, gradient=gradient, **settings)
+    return any_solver(method, gradient, step_size=0.4, tol=1e-4)
 
 
 def gradients(net, method, gradient, k, t, *, log_density=False, kinetic_energy=False, context=None, hutchinson=False):
@@ -105,8 +76,8 @@ def assert_discrete_is_direct(net, method, k, t, **what):
             assert (a - b).abs().max() <= (1e-10 if method == "dopri8" else 1e-12) * (1 + b.abs().max())
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("potential", POTENTIALS)
+@pytest.mark.parametrize("method", RUNGE_KUTTA)
+@pytest.mark.parametrize("potential", VARIANTS)
 def test_every_method_and_potential(method, potential):
     net = POTENTIALS[potential]()
     assert_discrete_is_direct(net, method, torch.tensor([2, 0, 2, 1, 0]), [0.0, 0.5, 2.0], kinetic_energy=True)
@@ -152,7 +123,8 @@ def test_kinetic_energy_backwards_against_the_exact_one(times):
 def test_context_and_hutchinson(method):
     context = torch.randn(B, 2, requires_grad=True)
     k = torch.tensor([2, 0, 2, 1, 0])
-    assert_discrete_is_direct(WithContext(), method, k, (0.0, 2.0), context=context, log_density=True, hutchinson=True)
+    with_context = POTENTIALS["user's with context"]()
+    assert_discrete_is_direct(with_context, method, k, (0.0, 2.0), context=context, log_density=True, hutchinson=True)
     for potential in ("mlp", "ridge", "sum", "mlp tanh"):
         assert_discrete_is_direct(POTENTIALS[potential](), method, k, (0.0, 2.0), log_density=True, hutchinson=True)
 
@@ -164,7 +136,8 @@ def test_stages_together_or_one_by_one(method, k, t, monkeypatch):
     """How many stages are linearized in one batch does not change the gradient."""
     net, z, found = POTENTIALS["sum"](), torch.randn(B, D, requires_grad=True), []
     t = t.requires_grad_() if isinstance(t, torch.Tensor) else t
-    solver = Solver(method, gradient="discrete", **({"step_size": 0.125} if method == "rk4" else {}))
+    settings = {"rk4": {"step_size": 0.125}, "dopri5": {"rtol": 1e-6, "atol": 1e-6}}.get(method, {})
+    solver = Solver(method, gradient="discrete", **settings)
     for size in (1, 5 * B * sum(term.width for term in net.field(Mixture(torch.ones(K))).terms), 2**20):
         monkeypatch.setattr("cflow.potentials.closed_form.HIDDEN_UNITS_TOGETHER", size)
         path = PotentialFlow(net, solver=solver).solve(z, k, t, kinetic_energy=True)
@@ -288,7 +261,7 @@ def test_no_cache_outlives_a_change_of_the_parameters():
         assert not torch.equal(a, b)
 
 
-@pytest.mark.parametrize("gradient", ["discrete", "direct", "adjoint"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("potential", ["mlp", "user's"])
 def test_nothing_waits_for_the_garbage_collector(potential, gradient):
     flow = PotentialFlow(POTENTIALS[potential](), solver=Solver("dopri5", gradient=gradient))

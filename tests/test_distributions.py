@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from exact import Drift, affine, symmetric
+from cases import AsUsers, tight
+from systems import Drift, affine, symmetric
 from torch.distributions import ComposeTransform, Independent, MultivariateNormal, Normal, TransformedDistribution
 
 import cflow
@@ -10,7 +11,7 @@ from cflow import PotentialFlow, Schedule, Solver
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-TIGHT = Solver("dopri8", rtol=1e-10, atol=1e-10)
+TIGHT = tight(tol=1e-10)
 
 
 def standard_normal(*shape):
@@ -165,17 +166,6 @@ def test_transform_needs_two_times_and_vectors_of_the_right_dimension():
 
 
 # --- Hutchinson's estimate ----------------------------------------------------------------------------------
-
-
-class AsUsers(torch.nn.Module):
-    """A potential without its closed forms."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net, self.dim, self.num_flows = net, net.dim, net.num_flows
-
-    def forward(self, z, t):
-        return self.net(z, t)
 
 
 @pytest.mark.parametrize(

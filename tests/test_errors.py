@@ -6,6 +6,7 @@ import sys
 import pytest
 import scipy.integrate
 import torch
+from systems import Cubic
 from torch import nn
 
 import cflow
@@ -78,15 +79,6 @@ def test_bad_arguments(message):
     assert isinstance(caught.value, (ValueError, TypeError))
 
 
-class Cubic(nn.Module):
-    """dz/dt = z³ blows up at t = 1/(2 z0²) = 0.5 from z0 = 1."""
-
-    num_flows = 1
-
-    def forward(self, z, t):
-        return (z**4 / 4).sum(-1)
-
-
 SOLVERS = [
     Solver("rk4", step_size=0.05), Solver("euler", step_size=0.02), Solver("dopri5"), Solver("dopri8"), Solver("bosh3"),
     Solver("explicit_adams", step_size=0.02), Solver("scipy_solver", max_steps=1000),
@@ -98,7 +90,7 @@ SOLVERS = [
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value", "ignore:lsoda", "ignore:Functional")
 def test_blow_up(solver, per_sample):
-    z0 = torch.ones(2, 1, dtype=torch.float64)
+    z0 = torch.ones(2, 1, dtype=torch.float64)  # blows up at 0.5
     t = (torch.zeros(2), torch.full((2,), 2.0)) if per_sample else (0.0, 2.0)
     with pytest.raises(IntegrationError, match="t=") as caught:
         PotentialFlow(Cubic(), solver=solver)(z0, None, t)

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from cases import FIXED_RUNGE_KUTTA, tight
 from systems import SYSTEMS, chain, relative_error, selections, times
 
 import cflow
@@ -12,7 +13,7 @@ from cflow import PotentialFlow, Schedule, Solver
 pytestmark = pytest.mark.usefixtures("float64")
 
 B = 4
-TIGHT = Solver("dopri8", rtol=1e-9, atol=1e-9)
+TIGHT = tight()
 each_system = pytest.mark.parametrize("make", SYSTEMS, ids=lambda s: s.__name__)
 
 
@@ -60,7 +61,7 @@ QUICK = dict(zip(SYSTEMS, itertools.cycle(FORMS)))
 )
 def test_gradients_to_everything(make, form, mode):
     system = make()
-    flow = PotentialFlow(system.net, solver=Solver("dopri8", rtol=1e-9, atol=1e-9, gradient=mode))
+    flow = PotentialFlow(system.net, solver=tight(mode))
     z0, context = system.start(B).requires_grad_(), context_for(system)
     inputs = {"z0": z0, **{n: p for n, p in system.net.named_parameters() if p.requires_grad}}
     if context is not None:
@@ -139,7 +140,7 @@ def test_densities_integrate_to_one(make, dim):
     assert path.log_density_change[-1].abs().max() > 0.5  # it was no translation
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4", "explicit_adams"])
+@pytest.mark.parametrize("method", [*FIXED_RUNGE_KUTTA, "explicit_adams"])
 def test_rows_are_independent_under_fixed_steps_whatever_the_form(method):
     flow, z0 = PotentialFlow(cflow.MLPPotential(3, 3), solver=Solver(method, step_size=0.8)), torch.randn(B, 3)
     other = torch.cat([z0[:1], 50 * torch.randn(B - 1, 3)])

@@ -2,17 +2,14 @@
 
 import pytest
 import torch
-from exact import Drift, Pulsing, affine, symmetric
+from cases import GRADIENTS, rk4, tight
+from systems import Drift, affine, pulsing, symmetric
 from torch import nn
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def tight(gradient):
-    return Solver("dopri8", rtol=1e-9, atol=1e-9, gradient=gradient)
 
 
 MODES = pytest.mark.parametrize("mode", ["adjoint", "direct"])
@@ -92,12 +89,12 @@ def test_switch_time_of_a_time_dependent_flow_on_the_segment_clock(mode):
     assert_same_gradients(z1, exact, [switch, net.c, net.d])
 
 
-@pytest.mark.parametrize("gradient", ["adjoint", "direct", "discrete"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize(("t0", "t1", "passed"), [(0.5, 2.0, 1), (-0.5, 0.5, 0), (2.0, 0.5, 1), (0.5, -0.5, 0)])
 def test_a_switch_at_an_end_of_the_solve_has_no_gradient(gradient, t0, t1, passed):
     """The time there moves along the piece that is really passed; the other one is never entered."""
     net = Drift(torch.randn(2, 3), torch.zeros(2, 3))
-    flow = PotentialFlow(net, solver=Solver("rk4", step_size=0.5, gradient=gradient))
+    flow = PotentialFlow(net, solver=rk4(gradient, 0.5))
     times = torch.tensor([t0, t1], requires_grad=True)
     switch = torch.tensor([-1.0, 0.5, 3.0], requires_grad=True)
     z0 = torch.randn(2, 3)
@@ -140,11 +137,12 @@ def test_log_density_and_kinetic_energy(mode, backward):
 
 @MODES
 def test_density_with_a_time_dependent_laplacian(mode):
+    net = pulsing(2).frozen().net
     z0, t = torch.randn(3, 2, requires_grad=True), torch.tensor([0.3, 1.1, 2.6], requires_grad=True)
-    path = PotentialFlow(Pulsing(), solver=tight(mode)).solve(z0, None, t, log_density=True)
+    path = PotentialFlow(net, solver=tight(mode)).solve(z0, None, t, log_density=True)
     scale = torch.exp(torch.sin(t) - torch.sin(t[0]))
     assert_same_gradients(path.z, z0 * scale[:, None, None], [z0, t])
-    path = PotentialFlow(Pulsing(), solver=tight(mode)).solve(z0, None, t, log_density=True)
+    path = PotentialFlow(net, solver=tight(mode)).solve(z0, None, t, log_density=True)
     exact = (-2 * (torch.sin(t) - torch.sin(t[0])))[:, None].expand(3, 3)
     assert_same_gradients(path.log_density_change, exact, [t])
 
@@ -152,7 +150,7 @@ def test_density_with_a_time_dependent_laplacian(mode):
 @MODES
 @pytest.mark.parametrize("make", [lambda: cflow.MLPPotential(2, 2), lambda: cflow.RidgePotential(2, 2, hidden=4)])
 def test_gradcheck(mode, make):
-    flow = PotentialFlow(make(), solver=Solver("dopri8", rtol=1e-9, atol=1e-9, gradient=mode))
+    flow = PotentialFlow(make(), solver=tight(mode))
     z0, w, s = torch.randn(2, 2), torch.randn(2, 2, 2), torch.tensor([0.0, 0.4, 1.0])
 
     def function(z0, w, s):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exact import Drift
+from systems import Drift
 from torch import nn
 from torch.distributions import Independent, Normal
 

@@ -1,44 +1,27 @@
 """What surrounds a solve must not change it: gradient modes, autocast, precision, copies, files, patched parameters."""
 
 import copy
+import functools
 import io
 import pickle
 import subprocess
 import sys
 
+import cases
 import pytest
 import torch
+from cases import Users, UsersWithContext, rk4, tight
 from torch import nn
 from torch.nn.utils import parametrize
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
 
-RK4 = Solver("rk4", step_size=0.25)
+RK4 = rk4()
 SOLVERS = [RK4, Solver("dopri5"), Solver("scipy_solver")]
 
 
-class Swirl(nn.Module):
-    """A user's potential without closed forms."""
-
-    dim, num_flows = 3, 2
-
-    def __init__(self):
-        super().__init__()
-        self.rate = nn.Parameter(torch.tensor([0.7, -1.1]))
-
-    def forward(self, z, t, context=None):
-        u = (torch.sin(z) * torch.cos(t)[:, None]).sum(-1, keepdim=True) * self.rate
-        return u if context is None else u + (context * z).sum(-1, keepdim=True)
-
-
-POTENTIALS = {
-    "mlp": lambda: cflow.MLPPotential(3, 2),
-    "ridge": lambda: cflow.RidgePotential(3, 2, hidden=5),
-    "quadratic": lambda: cflow.QuadraticPotential(0.3 * torch.randn(2, 3, 3)),
-    "user": Swirl,
-    "sum": lambda: cflow.MLPPotential(3, 2) + Swirl(),
-}
+POTENTIALS = {name: functools.partial(cases.POTENTIALS[name], 3, 2) for name in cases.ONE_OF_EACH}
 each_potential = pytest.mark.parametrize("name", POTENTIALS)
 
 
@@ -71,7 +54,7 @@ def test_results_do_not_depend_on_whether_gradients_are_recorded(name, solver):
 
 
 def test_tensors_made_in_inference_mode_are_welcome_outside():
-    flow = PotentialFlow(Swirl(), solver="dopri5")
+    flow = PotentialFlow(UsersWithContext(), solver="dopri5")
     with torch.inference_mode():
         z, t, w, context = torch.randn(4, 3), torch.tensor([0.0, 2.0]), torch.randn(4, 2), torch.randn(4, 3)
     plain = [x.clone() for x in (z, t, w, context)]
@@ -80,7 +63,7 @@ def test_tensors_made_in_inference_mode_are_welcome_outside():
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(flow.velocity(z, w, t[0], context), flow.velocity(plain[0], plain[2], 0.0, plain[3]))
     found.sum().backward()
-    assert (flow.net.rate.grad != 0).all()
+    assert (flow.net.a.weight.grad != 0).all()
 
 
 @each_potential
@@ -239,10 +222,6 @@ class Growth(nn.Module):
         return 0.5 * self.a * z.square().sum(-1)
 
 
-def tight(mode):
-    return Solver("dopri8", rtol=1e-9, atol=1e-9, gradient=mode)
-
-
 @MODES
 def test_two_solves_with_patched_parameters_keep_their_own(mode):
     flow = PotentialFlow(Growth(), solver=tight(mode))
@@ -368,7 +347,7 @@ def test_an_optimiser_step_learns_through_both_modes():
 
 def test_an_empty_batch_returns_empty():
     for solver in SOLVERS:
-        flow = PotentialFlow(Swirl(), solver=solver)
+        flow = PotentialFlow(Users(), solver=solver)
         none = torch.zeros(0, 3)
         path = flow.solve(
             none, torch.zeros(0, dtype=torch.int64), [0.0, 1.0, 2.0], log_density=True, kinetic_energy=True
@@ -381,7 +360,7 @@ def test_an_empty_batch_returns_empty():
 
 
 def test_a_users_module_gets_times_of_the_batch_in_the_potentials_dtype():
-    class Strict(Swirl):
+    class Strict(Users):
         def forward(self, z, t):
             assert t.shape == (len(z),)
             assert t.dtype == z.dtype == torch.float32

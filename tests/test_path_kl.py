@@ -7,6 +7,7 @@ Hessian H of u, and the optimiser finds the gap.
 
 import pytest
 import torch
+from cases import tight
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
@@ -79,7 +80,7 @@ def upper_bound(path_kl: Tensor) -> float:
 def test_rk4_keeps_the_path_kl_honest():
     model, mixing, late = trained(Solver("rk4", step_size=1.0), steps=350)
     assert upper_bound(late) >= 0
-    precise = PotentialFlow(model.flow.net.double(), solver=Solver("dopri8", rtol=1e-9, atol=1e-9))
+    precise = PotentialFlow(model.flow.net.double(), solver=tight())
     model.double()
     x, k = sequences(200, mixing)
     with torch.no_grad():

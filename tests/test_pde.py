@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from cases import tight
 from torch import nn
 
 import cflow
-from cflow import PotentialFlow, Schedule, Solver
+from cflow import PotentialFlow, Schedule
 from cflow.pde import HamiltonJacobi
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -62,7 +63,7 @@ def test_solutions_move_straight_ahead():
     # the physics behind the test above: under Explosion z − m grows like t + c
     net = Explosion(torch.randn(1, 2))
     z0, t = torch.randn(4, 2), [0.0, 0.5, 2.0]
-    zs = PotentialFlow(net, solver=Solver("dopri8", rtol=1e-10, atol=1e-10)).trajectory(z0, None, t)
+    zs = PotentialFlow(net, solver=tight(tol=1e-10)).trajectory(z0, None, t)
     for z, s in zip(zs, t, strict=True):
         torch.testing.assert_close(z, net.centres + (z0 - net.centres) * (s + 1))
 

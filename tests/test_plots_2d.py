@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from cases import tight
 from torch.distributions import MultivariateNormal, TransformedDistribution
 
 import cflow
@@ -21,7 +22,7 @@ MATRICES = torch.tensor([[[1.0, 0.5], [0.5, -1.0]], [[-0.4, 0.0], [0.0, -0.4]]],
 
 @pytest.fixture
 def flow() -> cflow.PotentialFlow:
-    return cflow.PotentialFlow(cflow.QuadraticPotential(MATRICES), solver=cflow.Solver("dopri8", rtol=1e-9, atol=1e-9))
+    return cflow.PotentialFlow(cflow.QuadraticPotential(MATRICES), solver=tight())
 
 
 def flat_axes():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import POTENTIALS, AsUsers
 from torch import nn
 
 import cflow
@@ -10,32 +11,10 @@ from cflow.potentials.field import Mixture
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-POTENTIALS = {
-    "mlp": lambda d, k: cflow.MLPPotential(d, k),
-    "mlp_wide": lambda d, k: cflow.MLPPotential(d, k, hidden=7),
-    "mlp_tanh": lambda d, k: cflow.MLPPotential(d, k, hidden=3, output_tanh=True),
-    "mlp_static": lambda d, k: cflow.MLPPotential(d, k, time_dependent=False),
-    "ridge": lambda d, k: cflow.RidgePotential(d, k, hidden=6),
-    "ridge_static": lambda d, k: cflow.RidgePotential(d, k, hidden=6, time_dependent=False),
-    "quadratic": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d), torch.randn(k, d)),
-    "quadratic_no_shift": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d)),
-    "sum": lambda d, k: cflow.QuadraticPotential(torch.randn(k, d, d)) + cflow.RidgePotential(d, k) + Cubic(d, k),
-}
-
 
 def derivatives(net, z, w, t):
     field = field_of(net, Mixture(w, row_times=t.ndim > 0)).with_divergence(None)
     return field.velocity_and_divergence(z, field.at(t))
-
-
-class Cubic(torch.nn.Module):
-    def __init__(self, dim, num_flows):
-        super().__init__()
-        self.dim, self.num_flows = dim, num_flows
-        self.c = torch.nn.Parameter(torch.randn(num_flows))
-
-    def forward(self, z, t):
-        return (z**3).sum(-1, keepdim=True) * self.c * (1 + t[:, None])
 
 
 @pytest.mark.parametrize("name", POTENTIALS)
@@ -60,20 +39,9 @@ def test_derivatives(name, dim, num_flows, per_sample):
     assert value(net, z, t).shape == (4, num_flows)
 
 
-class AsUsers(nn.Module):
-    """Ridges without their closed form."""
-
-    def __init__(self, dim):
-        super().__init__()
-        self.dim, self.num_flows, self.net = dim, 1, cflow.RidgePotential(dim, hidden=4)
-
-    def forward(self, z, t):
-        return self.net(z, t)
-
-
 @pytest.mark.parametrize("dim", [1, 8, 9, 70])
 def test_divergences_of_a_users_module_in_any_number_of_dimensions(dim):
-    net, z = AsUsers(dim), torch.randn(9, dim, requires_grad=True)
+    net, z = AsUsers(cflow.RidgePotential(dim, hidden=4)), torch.randn(9, dim, requires_grad=True)
     found, exact = (cflow.PotentialFlow(net).divergence(z, None, 0.5) for net in (net, net.net))
     torch.testing.assert_close(found, exact, rtol=1e-11, atol=1e-12)
     along = (torch.autograd.grad(x.square().sum(), z)[0] for x in (found, exact))

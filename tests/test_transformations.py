@@ -1,36 +1,23 @@
 """torch.func and torch.export around flows: ensembles, gradients of samples, Jacobians, exported programs."""
 
+import functools
+
+import cases
 import pytest
 import torch
+from cases import AsUsers, Users, rk4
 from torch import nn
 
 import cflow
-from cflow import PotentialFlow, Solver
+from cflow import PotentialFlow
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 B, D, K = 4, 3, 2
-RK4 = Solver("rk4", step_size=0.5)
+RK4 = rk4(step_size=0.5)
 
 
-class Users(nn.Module):
-    dim, num_flows = D, K
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(D, 5), nn.Linear(5, K)
-
-    def forward(self, z, t):
-        return self.b(torch.tanh(self.a(z) + t[:, None]))
-
-
-POTENTIALS = {
-    "mlp": lambda: cflow.MLPPotential(D, K),
-    "ridge": lambda: cflow.RidgePotential(D, K, hidden=6),
-    "quadratic": lambda: cflow.QuadraticPotential(torch.randn(K, D, D)),
-    "sum": lambda: cflow.RidgePotential(D, K, hidden=6) + cflow.QuadraticPotential(torch.randn(K, D, D)),
-    "user's": Users,
-}
+POTENTIALS = {name: functools.partial(cases.POTENTIALS[name], D, K) for name in [*cases.ONE_OF_EACH, "sum"]}
 each_potential = pytest.mark.parametrize("name", POTENTIALS)
 SELECTIONS = {"int": 1, "each": torch.tensor([0, 1, 1, 0]), "weights": torch.tensor([0.4, -1.0], dtype=torch.float64)}
 
@@ -93,17 +80,10 @@ def test_log_densities_under_torch_func(name):
     torch.testing.assert_close(gradient, exact)
 
 
-class Stretching(nn.Module):
-    """A diagonal Hessian, whose trace any one probe finds exactly."""
-
-    dim, num_flows = D, 1
-
-    def forward(self, z, t):
-        return 0.5 * (z.square() * torch.arange(1.0, D + 1)).sum(-1)
-
-
 def test_hutchinson_under_torch_func():
-    flow = PotentialFlow(Stretching(), solver=RK4, divergence="hutchinson")
+    diagonal = torch.diag(torch.arange(1.0, D + 1))  # the trace of which any one probe finds exactly
+    net = AsUsers(cflow.QuadraticPotential(diagonal[None]))
+    flow = PotentialFlow(net, solver=RK4, divergence="hutchinson")
 
     def change(z):
         return flow.solve(z[None], None, (0.0, 1.0), log_density=True).log_density_change[-1, 0]
@@ -112,7 +92,7 @@ def test_hutchinson_under_torch_func():
     torch.testing.assert_close(found, torch.full((B,), -D * (D + 1) / 2))
 
 
-@pytest.mark.parametrize("name", [name for name in POTENTIALS if name != "user's"])
+@pytest.mark.parametrize("name", [name for name in POTENTIALS if name in cases.OURS])
 def test_export(name):
     flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4).eval(), torch.randn(B, D)
 

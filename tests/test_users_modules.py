@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from cases import GRADIENTS, Users, rk4
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,22 +16,11 @@ from cflow import PotentialFlow, Solver
 pytestmark = pytest.mark.usefixtures("float64")
 
 B, D, K = 5, 3, 2
-MODES = ["discrete", "adjoint", "direct"]
 
 
-class Net(nn.Module):
-    dim, num_flows = D, K
-
+class Net(Users):
     def __init__(self, middle=None):
-        super().__init__()
-        self.a, self.b, self.middle = nn.Linear(D, 6), nn.Linear(6, K), middle or nn.Identity()
-
-    def forward(self, z, t):
-        return self.b(torch.tanh(self.middle(self.a(z)) * (1 + t[:, None])))
-
-
-def rk4(mode="auto"):
-    return Solver("rk4", step_size=0.25, gradient=mode)
+        super().__init__(D, K, middle)
 
 
 def gradients(flow, z, log_density=False):
@@ -74,7 +64,7 @@ def test_threads_that_take_gradients_through_one_flow_do_not_meet(mode):
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_checkpoint_around_a_flow(mode, reentrant):
     for net in (Net(), cflow.MLPPotential(D, K)):
         flow, z = PotentialFlow(net, solver=rk4(mode)), torch.randn(B, D, requires_grad=True)
@@ -87,7 +77,7 @@ def test_checkpoint_around_a_flow(mode, reentrant):
         assert_equal(found, wanted)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_checkpoint_around_a_vae(mode):
     flow = PotentialFlow(Net(), solver=rk4(mode))
     vae = cflow.FlowVAE(cflow.nets.MLPEncoder((1, 4, 4), D), cflow.nets.MLPDecoder((1, 4, 4), D), flow)
@@ -102,7 +92,7 @@ def test_checkpoint_around_a_vae(mode):
     assert_equal(found, wanted)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_hooks_on_saved_tensors_inside_the_potential(mode):
     class Checkpointed(Net):
         def forward(self, z, t):
@@ -124,7 +114,7 @@ def test_hooks_on_saved_tensors_inside_the_potential(mode):
 @pytest.mark.parametrize("mode", ["discrete", "direct"])
 def test_batch_norm_in_training(mode):
     """Its statistics couple the rows, and its buffers move; gradients are those of backpropagation all the same."""
-    net = Net(nn.BatchNorm1d(6))
+    net = Net(nn.BatchNorm1d(8))
     z = torch.randn(B, D, requires_grad=True)
     twin = copy.deepcopy(net)
     found = gradients(PotentialFlow(net, solver=rk4(mode)), z)
@@ -153,7 +143,7 @@ class Drifting(Net):
 
 
 @pytest.mark.parametrize("net", [Noisy, SlightlyNoisy, Drifting])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GRADIENTS)
 def test_another_u_at_every_call_is_an_error(net, mode):
     flow, z = PotentialFlow(net(), solver=Solver("dopri5", gradient=mode)), torch.randn(B, D, requires_grad=True)
     with pytest.raises(cflow.ArgumentError, match=r"potential: .* another u when it is called again .*context="):

@@ -7,7 +7,8 @@ import pickle
 
 import pytest
 import torch
-from exact import Drift, symmetric
+from cases import tight
+from systems import Drift, symmetric
 from torch import nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
@@ -48,7 +49,7 @@ def normal_posterior(x):
 
 
 def model(encoder=normal_posterior, independent=True, **kwargs):
-    flow = PotentialFlow(cflow.QuadraticPotential(symmetric(2, DIM)), solver=Solver("dopri8", rtol=1e-9, atol=1e-9))
+    flow = PotentialFlow(cflow.QuadraticPotential(symmetric(2, DIM)), solver=tight())
     return FlowVAE(Posterior(encoder), LinearDecoder(torch.randn(PIXELS, DIM), independent), flow, **kwargs)
 
 
