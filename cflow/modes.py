@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # since torch 2.7
+
 
 def traced() -> bool:
-    """Whether values may not be read: inside transformations of `torch.func`, `torch.export`, `torch.compile`."""
-    return torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
+    """Whether values may not be read: inside transformations of `torch.func`, and `torch.export`.
+
+    Not inside `torch.compile`, which leaves what it cannot trace to the interpreter.
+    """
+    return torch._C._are_functorch_transforms_active() or exporting()
 
 
 def unreadable(x: Tensor) -> bool:
@@ -22,7 +28,7 @@ def unreadable(x: Tensor) -> bool:
 
 def concrete() -> contextlib.AbstractContextManager[object]:
     """Outside of tracers: what is made of plain numbers stays plain numbers."""
-    return _disable_current_modes() if torch.compiler.is_compiling() else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+    return _disable_current_modes() if exporting() else contextlib.nullcontext()  # type: ignore[no-untyped-call]
 
 
 def transformed() -> bool:

@@ -118,3 +118,22 @@ def test_what_cannot_be_transformed_says_so():
     fixed = PotentialFlow(flow.net, solver=RK4)
     with pytest.raises(cflow.CflowError, match="times"):
         torch.func.vmap(lambda t: fixed(z, 1, torch.stack([torch.zeros_like(t), t])))(torch.tensor([1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        ("mlp", RK4),
+        *(pytest.param(name, solver, marks=pytest.mark.slow) for name, solver in (("user's", RK4), ("mlp", "dopri5"))),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of Dynamo, about what it leaves to the interpreter
+def test_compiling_a_model_around_a_flow(name, solver):
+    flow, layer, z = PotentialFlow(POTENTIALS[name](), solver=solver), nn.Linear(D, D), torch.randn(B, D)
+
+    def model(z):
+        return flow(layer(z), 1, (0.0, 1.0)).square().sum()
+
+    found, wanted = (torch.autograd.grad(f(z), layer.weight)[0] for f in (torch.compile(model, backend="eager"), model))
+    torch._dynamo.reset()
+    torch.testing.assert_close(found, wanted)

@@ -18,7 +18,7 @@ import torch._functorch.config
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from ..modes import transformed
+from ..modes import exporting, transformed
 from .field import Linearization, RecordedLinearization, Tensors, Time, VelocityField
 
 Derivatives = tuple[Tensor, Tensor | None]  # ∇_z Σ w_k u_k (B, D); its Laplacian (B,), or None
@@ -224,10 +224,10 @@ def module_field(
     net: nn.Module, weights: Tensor, context: Tensor | None = None, compiled: Compiled | None = None
 ) -> AutogradField:
     """The field of a user's module, by the way that works where it is made."""
-    if torch.compiler.is_compiling():
+    if exporting():
         raise ArgumentError(
-            f"potential: torch.export and torch.compile do not see through the gradient of {type(net).__name__}; "
-            "export flows of cflow's own potentials, or compile with PotentialFlow(…, compile=True)"
+            f"potential: torch.export does not see through the gradient of {type(net).__name__}; export flows of "
+            "cflow's own potentials, or compile with PotentialFlow(…, compile=True)"
         )
     if compiled is None and not transformed():  # torch.func takes twice the time
         return ModuleField(net, weights, context)
