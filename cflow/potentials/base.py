@@ -152,7 +152,9 @@ def field_of(
         return net.field(mixture)
     weights = mixture.weights
     if weights is None:
-        raise NotImplementedError(f"{type(net).__name__} has no closed form, whose rows could be grouped by flow")
+        raise RuntimeError(
+            f"{type(net).__name__}: rows grouped by flow without a closed form; please report this as a bug"
+        )
     if isinstance(net, Potential) and how == "gradient":
         return FunctionalField(net, weights, None, BY_GRADIENT)
     return module_field(net, weights, context, compiled)
