@@ -101,8 +101,8 @@ class Dynamics:
         return Rows.by_flow(chosen, row_times)
 
     def field(self, rows: Rows, context: Tensor | None) -> VelocityField:
-        """v(z, t) of the rows; where there are more terms than one, a `SumField`."""
-        return field_of(self.potential, rows.mixture, context, self.compiled)
+        """v(z, t) of the rows, with the context (B, …) of their samples; of more terms than one a `SumField`."""
+        return field_of(self.potential, rows.mixture, rows.sort(context), self.compiled)
 
     def check(self, start: Start, *, copied: bool, second: bool) -> None:
         """Check what a user has written at the start of a solve, see `check_potential`."""

@@ -261,7 +261,7 @@ class PotentialFlow(nn.Module):
 
     def num_flows_at(self, z: Tensor, t: Tensor, context: Tensor | None) -> int:
         """K. A user's module is called once, at z (B, D), t () or (B,) and the context, to learn or to check it."""
-        if self._num_flows is None or not self._called:
+        if self._num_flows is None or not (self._called or len(z) == 0):
             if self._num_flows is None or not is_closed(self.net):
                 with torch.no_grad():
                     self._num_flows = value(self.net, z, t.to(z.device, z.dtype), context).shape[1]

@@ -379,3 +379,14 @@ def test_divergence_through_operations_that_vmap_does_not_know():
     s = z.sum(-1)
     torch.testing.assert_close(flow.velocity(z, t=0.0), 4 * s[:, None].expand(-1, D) ** 3)
     torch.testing.assert_close(flow.divergence(z, t=0.0), 12 * D * s.square())
+
+
+def test_an_empty_batch_never_reaches_a_module_that_says_its_flows():
+    class Whole(Net):
+        def forward(self, z, t):
+            assert len(z)
+            return super().forward(z, t)
+
+    flow = PotentialFlow(Whole(), solver=rk4())
+    assert flow(torch.zeros(0, D), 0, (0.0, 1.0)).shape == (0, D)
+    assert flow(torch.randn(B, D), 0, (0.0, 1.0)).shape == (B, D)

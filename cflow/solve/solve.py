@@ -94,7 +94,7 @@ class Solve:
     def _segment(self, integrator: Integrator, y: Tensor, segment: Segment) -> tuple[SegmentSolve, Rows]:
         rows = self.dynamics.rows(segment.chosen, y, segment.start.ndim > 0)
         sort = rows.sort
-        velocity = self.dynamics.field(rows, sort(self.context))
+        velocity = self.dynamics.field(rows, self.context)
         if self.state.needs_divergence:
             velocity = velocity.with_divergence(sort(self.probe))
         start, end = sort(segment.start), sort(segment.end)
