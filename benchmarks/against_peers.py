@@ -80,7 +80,7 @@ def answers(problem: Problem, peers: Iterable[Peer]) -> dict[str, dict[str, floa
     reference = Reference.of(problem)
     double = Problem.make(problem.size, problem.device, dtype=torch.float64)
     exact = cflow.Solver("dopri5", rtol=1e-9, atol=1e-9, gradient="direct")
-    norm = _norm(double.training(double.solve(exact))()[1:])
+    norm = float(_norm(double.training(double.solve(exact))()[1:]))
     found = {}
     for peer in peers:
         begin = time.perf_counter()
@@ -90,7 +90,7 @@ def answers(problem: Problem, peers: Iterable[Peer]) -> dict[str, dict[str, floa
         found[peer.name] = {
             "error": reference.error(_tensor(peer.forward())),
             "gradient_error": reference.gradient_error(z0_gradient),
-            "parameter_gradient_error": abs(float(_norm(others) / norm) - 1),
+            "parameter_gradient_error": abs(float(_norm(others)) / norm - 1),
             "first_call_seconds": first,
         }
     return found

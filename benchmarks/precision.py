@@ -46,11 +46,11 @@ class Reference:
 
     def error(self, z: Tensor) -> float:
         """Largest absolute error of end states (B, D) in the first rows."""
-        return float((z.detach()[:ROWS].double() - self.z).abs().amax())
+        return float((z.detach()[:ROWS].to(self.z) - self.z).abs().amax())
 
     def gradient_error(self, gradient: Tensor) -> float:
         """Relative error of a gradient to z0 (B, D), in the Euclidean norm of the first rows."""
-        return float((gradient[:ROWS].double() - self.gradient).norm() / self.gradient.norm())
+        return float((gradient[:ROWS].to(self.gradient) - self.gradient).norm() / self.gradient.norm())
 
 
 def sweep(problem: Problem, methods: Iterable[str], *, rounds: int, budget: float) -> list[dict[str, Any]]:

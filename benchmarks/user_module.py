@@ -205,11 +205,12 @@ def main(words: Sequence[str] | None = None) -> None:
             case = Case.make(dim, num_flows, log_density, args.device)
             found, held_to = measure(case, rounds=args.rounds, budget=args.budget)
             rows, marks = rows + found, marks + held_to
+            document = {"benchmark": "user_module", "schema": SCHEMA, "machine": described, "threads": args.threads}
+            # after every case: a run that is stopped keeps them
+            write_json(args.json, document | {"rows": rows, "marks": documents(marks)})
     show_rows(rows)
     print()
     show(marks)
-    document = {"benchmark": "user_module", "schema": SCHEMA, "machine": described, "threads": args.threads}
-    write_json(args.json, document | {"rows": rows, "marks": documents(marks)})
 
 
 if __name__ == "__main__":

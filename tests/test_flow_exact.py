@@ -11,7 +11,10 @@ from torchdiffeq._impl.odeint import SOLVERS
 
 import cflow
 from cflow import PotentialFlow, Schedule, Solver
+from cflow.selection import parse_selection
+from cflow.solve.segments import Plan
 from cflow.solve.tableau import tableau
+from cflow.times import parse_times
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -250,6 +253,16 @@ def test_schedule_is_a_chain_of_solves(clock, solver):
     torch.testing.assert_close(flow(z0, schedule, (1.0, 4.0)), z, rtol=1e-10, atol=1e-10)
     back = flow.inverse(z, schedule, (1.0, 4.0))
     torch.testing.assert_close(back, z0, rtol=1e-6, atol=1e-3 if solver.is_fixed else 1e-7)
+
+
+@pytest.mark.parametrize("k", [None, Schedule([0.0, 1.0, 2.0], [0, 0])], ids=["constant", "schedule"])
+def test_indices_of_a_plan_lie_where_the_states_do(k):
+    """Times given as numbers are on the CPU, wherever the states are; "meta" stands in for another device."""
+    z = torch.zeros(1, 2)
+    requested, selection = parse_times((0.0, 2.0), batch=1, least=2), parse_selection(k, num_flows=1, like=z)
+    plan = Plan.make(requested, selection, torch.device("meta"))
+    assert [x.device.type for x in (plan.order, plan.position, plan.piece)] == ["meta"] * 3
+    assert plan.passed.device.type == "cpu"
 
 
 def test_velocity_at_a_boundary_is_that_of_the_later_piece():

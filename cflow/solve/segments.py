@@ -46,6 +46,8 @@ class Segment:
 class Plan:
     """How a solve is cut into segments. Made of plain numbers; `segments` is the differentiable part.
 
+    The indices lie on the device of the states, `passed` on the CPU, where the solver's clock is.
+
     Attributes:
         order: (M, C) positions of the sorted knots in [times, inner boundaries]; C is 1 (shared) or B.
         position: (N, C) knot at which each requested time lies.
@@ -61,14 +63,14 @@ class Plan:
     slack: float
 
     @staticmethod
-    def make(requested: Times, selection: Selection) -> Plan:
+    def make(requested: Times, selection: Selection, device: torch.device) -> Plan:
         """Sort each row's times and boundaries together. Computed in float64 from the times as given."""
         times = requested.values.detach()
         exact = times.double()
         slack = 1e-9 if times.dtype == torch.float64 else 1e-5
         if selection.boundaries is None:  # the requested times are in order
             passed = _columns((exact - exact[:1]).abs())
-            order = torch.arange(len(exact), device=exact.device)[:, None].expand_as(passed)
+            order = torch.arange(len(exact), device=device)[:, None].expand(passed.shape)
             return Plan(order, order, torch.zeros_like(order[1:]), passed.cpu(), slack)
         boundaries = selection.boundaries.detach()
         slack = slack if boundaries.dtype == torch.float64 else 1e-5
@@ -81,7 +83,8 @@ class Plan:
         behind = (order >= len(times)).cumsum(0)[:-1]
         piece = torch.where(backward, len(boundaries) - 2 - behind, behind)
         key = key.gather(0, order)
-        return Plan(order, order.argsort(dim=0)[: len(times)], piece, (key - key[:1]).cpu(), slack)
+        position = order.argsort(dim=0)[: len(times)]
+        return Plan(order.to(device), position.to(device), piece.to(device), (key - key[:1]).cpu(), slack)
 
     def segments(self, times: Tensor, selection: Selection, batch: int) -> list[Segment]:
         """The segments; differentiable in times (N,) or (N, B), boundaries (both in float64) and weights."""

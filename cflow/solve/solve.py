@@ -53,7 +53,7 @@ class Solve:
         selection = self.selection
         self._check_start(z0, requested)
         with concrete():
-            plan = Plan.make(requested, selection)
+            plan = Plan.make(requested, selection, z0.device)
             times = requested.values.to(z0.device).double()
             if selection.boundaries is not None:
                 selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
