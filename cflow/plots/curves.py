@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, did_you_mean
-from .style import PALETTE, Array, colour, new_axes, to_array
+from .style import PALETTE, Array, colour, new_axes, require, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,6 +120,7 @@ def work_precision(
         >>> [line.get_xdata().tolist() for line in work_precision(points).lines]
         [[4.0, 16.0]]
     """
+    require("matplotlib")
     from matplotlib.ticker import NullFormatter
 
     keys = (by,) if isinstance(by, str) else tuple(by)
@@ -177,6 +178,7 @@ def _scalars(run: Path) -> dict[str, Array]:
     """Steps and values of everything that TensorBoard's files under a folder record, by name."""
     if not any(run.rglob("events.out.tfevents.*")):
         raise ArgumentError(f"curves: no TensorBoard files (events.out.tfevents.…) under {str(run)!r}")
+    require("tensorboard")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]

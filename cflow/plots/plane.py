@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from ..errors import ArgumentError
 from ..flow import FlowPath, PotentialFlow
 from ..selection import SelectionLike, as_weights, select_at
-from .style import COLOUR_MAP, VERMILION, colour, new_axes, to_array
+from .style import COLOUR_MAP, VERMILION, colour, new_axes, require, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +56,7 @@ def potential_surface(
         >>> ax.get_zlabel()
         'u(z, t)'
     """
+    require("matplotlib")
     from mpl_toolkits.mplot3d import Axes3D
 
     _check_flow(flow)

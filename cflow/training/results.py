@@ -12,7 +12,7 @@ import torch
 from einops import rearrange, repeat
 
 from ..errors import ArgumentError
-from ..plots import traversal_gif, traversal_grid
+from ..plots import traversal_animation, traversal_grid
 from . import runs
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def table(metrics: Mapping[str, float]) -> str:
 def draw(
     model: FlowVAEModule, data: SequenceDataModule, folder: Path, device: torch.device, num_samples: int = 4
 ) -> list[Path]:
-    """Write traversals.png and traversals.gif of held-out images and return their paths."""
+    """Write traversals.png, traversals.gif and traversals.webp of held-out images and return their paths."""
     names = list(data.transformations)
     images = data.examples(num_samples * len(names), device)
     count = len(images) // len(names)
@@ -95,10 +95,12 @@ def draw(
     vae = model.to(device).eval().vae
     real = rearrange(data.sequences(x0, k, t), "(k s) t c h w -> k s t c h w", s=count)
     made = rearrange(vae.traverse(data.to_float(x0), k, t), "t (k s) c h w -> k s t c h w", s=count)
-    figure = traversal_grid(real[:, 0], made[:, 0], names, times=data.times.tolist())
+    times = data.times.tolist()
+    figure = traversal_grid(real[:, 0], made[:, 0], names, times=times)
     picture = folder / "traversals.png"
     figure.savefig(picture, dpi=150)
-    return [picture, traversal_gif(folder / "traversals.gif", real, made, names)]
+    moving = [folder / "traversals.gif", folder / "traversals.webp"]
+    return [picture, *(traversal_animation(path, real, made, names, times=times) for path in moving)]
 
 
 def say_where(paths: Iterable[Path]) -> None:
