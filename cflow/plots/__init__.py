@@ -3,7 +3,7 @@ installed the error is a `DependencyError` that says what to install.
 
 Figures are made without pyplot: nothing is kept alive, no window opens and no backend is chosen. `traversal_grid`
 returns a Figure; the other functions draw into a matplotlib Axes and return it, and make a Figure of their own
-(``ax.figure``) where none is given.
+(``ax.figure``) where none is given. `PALETTE` has their colours, for what you add to a picture.
 """
 
 from .animation import traversal_animation
@@ -11,6 +11,7 @@ from .curves import training_curves, work_precision
 from .grids import traversal_grid
 from .plane import density, potential_surface, trajectories, velocity_field
 from .style import GENERATED_COLOUR as GENERATED_COLOUR
+from .style import PALETTE as PALETTE
 from .style import TRUE_COLOUR as TRUE_COLOUR
 
 __all__ = [

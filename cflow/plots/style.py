@@ -22,12 +22,18 @@ ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE, BLACK = (
 )
 PALETTE = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)  # of lines, darkest first; yellow is lost on white
 TRUE_COLOUR, GENERATED_COLOUR = BLUE, VERMILION
+DASHES = ("-", "--", ":")
 COLOUR_MAP = "cividis"
 
 
 def colour(i: int) -> str:
     """The colour of line or group i, any integer."""
     return PALETTE[i % len(PALETTE)]
+
+
+def dash(i: int) -> str:
+    """The line style of line or group i, another one each time the colours begin anew."""
+    return DASHES[i // len(PALETTE) % len(DASHES)]
 
 
 def to_array(x: torch.Tensor) -> NDArray[np.float64]:
