@@ -48,14 +48,14 @@ def test_random_frames_are_an_unbiased_sum_over_all(count) -> None:
     value = torch.tensor([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0, 6.0, 5.0])  # any function of the frame
     torch.manual_seed(0)
     t, mask = draw_frames(times, 200_000, count)
-    assert t.shape == (count + 1, 200_000)
+    assert t.shape == (200_000, count + 1)
     assert mask is not None
-    assert (t.diff(dim=0) >= 0).all()
-    assert (t[0] == 0).all()
-    estimate = (value[t.long()] * mask.T).sum(0)
+    assert (t.diff(dim=1) >= 0).all()
+    assert (t[:, 0] == 0).all()
+    estimate = (value[t.long()] * mask).sum(1)
     assert estimate.mean() == pytest.approx(value.sum().item(), abs=4 * estimate.std().item() / math.sqrt(200_000))
     # every frame is drawn with probability 1 / (its weight)
-    drawn = torch.stack([((t[1:] == time) * mask.T[1:]).sum(0).mean() for time in times])
+    drawn = torch.stack([((t[:, 1:] == time) * mask[:, 1:]).sum(1).mean() for time in times])
     torch.testing.assert_close(drawn, torch.ones(9), atol=0.05, rtol=0)
 
 

@@ -245,7 +245,7 @@ def draw_frames(times: Tensor, batch: int, count: int) -> tuple[Tensor, Tensor |
         count: frames decoded a sample, m ≤ T+1.
 
     Returns:
-        Times (m+1, B), the first of which is that of the input, and a mask (B, m+1) that weights each frame
+        Times (B, m+1), the first of which is that of the input, and a mask (B, m+1) that weights each frame
         by the length of its stretch (0 for the input), so that the expected sum is that over all frames;
         times (T+1,) and None where all frames are decoded.
 
@@ -260,7 +260,7 @@ def draw_frames(times: Tensor, batch: int, count: int) -> tuple[Tensor, Tensor |
     rows = [times[:1].expand(batch)]
     rows += [s[torch.randint(len(s), (batch,), device=times.device)] for s in stretches]
     weights = torch.tensor([0.0, *(float(len(s)) for s in stretches)], device=times.device)
-    return torch.stack(rows), weights.expand(batch, -1)
+    return torch.stack(rows, 1), weights.expand(batch, -1)
 
 
 def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
