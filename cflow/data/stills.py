@@ -76,7 +76,7 @@ class Stills(Sequences):
 
     def frames(self, stored: Tensor, k: Tensor, t: Tensor) -> Tensor:
         """Frames (B, T+1, C, H, W) of images (B, C, H, W) under transformations k (B,) at t, (T+1,) or (B, T+1)."""
-        return make_sequence(as_float(stored), k, t.T if t.ndim == 2 else t, self.transformations)
+        return make_sequence(as_float(stored), k, t, self.transformations)
 
     def _stored(self) -> Tensor:
         if not isinstance(self.images, Tensor):

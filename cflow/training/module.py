@@ -140,7 +140,7 @@ class FlowVAEModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: nats a sequence, averaged over the batch."""
         x = self.data.source.frames(batch.stored, batch.k, batch.t)
-        loss: Tensor = self.vae.elbo(x, batch.k, batch.t.T if batch.t.ndim == 2 else batch.t, batch.mask).loss
+        loss: Tensor = self.vae.elbo(x, batch.k, batch.t, batch.mask).loss
         self.log("loss", loss, prog_bar=True, batch_size=len(x))
         return loss
 
