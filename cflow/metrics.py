@@ -10,9 +10,11 @@ from torch import Tensor
 
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
+from .frames import Frames, parse_frames
+from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection
-from .times import Times, TimesLike, parse_times
-from .vae import FlowVAE, range_of, sum_rest, zero_states
+from .times import TimesLike
+from .vae import FlowVAE, zero_states
 
 ROWS = 1024  # latent states that `log_likelihood` flows and decodes at once
 
@@ -25,37 +27,51 @@ def equivariance_error(
 
     .. math:: E_t = ‖x_t − decode(flow_k(encode(x_0), t))‖_1, \quad summed over pixels
 
+    With `encode_frames=m` the first m frames are encoded, and the errors are those of frames m..T, (T+1−m, B).
+
     Arguments:
         vae: the model; put it into eval mode first.
         x: sequences (B, T+1, …).
         k: the flow of each sequence, any selection.
-        t: times of the frames, (T+1,) or (T+1, B); 0..T by default.
+        t: times of the frames, (T+1,) or (B, T+1); 0..T by default.
         context: (B, …), handed to a user's potential.
 
     Raises:
-        ArgumentError, ArgumentTypeError: no floating-point sequences, or images of another shape than the frames.
+        ArgumentError, ArgumentTypeError: no finite floating-point sequences, or images of another shape than the
+            frames.
 
     References:
         Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, §4.
     """
-    times = _times(x, t)
-    return _l1(vae.traverse(x[:, 0], k, times, context=context)[1:], x)
+    first = vae.encode_frames or 1
+    times = parse_frames(x, t, encoded=first).times
+    return _l1(vae.traverse(vae.encoded(x), k, times, context=context)[first:], x, first)
 
 
-def copy_input(x: Tensor) -> Tensor:
-    """Error (T, B) of answering with the first frame always."""
-    return _l1(_sequences(x)[:, 0][None], x)
+def copy_input(x: Tensor, *, encode_frames: int | None = None) -> Tensor:
+    """Error (T, B) of answering with the first frame always; with `encode_frames=m` with the last of the m encoded.
+
+    Frame m−1 is the nearest to the frames m..T that are then asked for, (T+1−m, B), and so the best trivial answer.
+    """
+    first = encode_frames or 1
+    return _l1(parse_frames(x, encoded=first).x[:, first - 1][None], x, first)
 
 
-def black(x: Tensor) -> Tensor:
-    """Error (T, B) of answering with a black image."""
-    return _l1(torch.zeros_like(_sequences(x)[:, 0])[None], x)
+def black(x: Tensor, *, encode_frames: int | None = None) -> Tensor:
+    """Error (T, B) of answering with a black image; (T+1−m, B) of frames m..T with `encode_frames=m`."""
+    first = encode_frames or 1
+    return _l1(torch.zeros_like(parse_frames(x, encoded=first).x[:, 0])[None], x, first)
 
 
 @torch.no_grad()
 def no_flow(vae: FlowVAE, x: Tensor) -> Tensor:
-    """Error (T, B) of answering with the reconstruction of the first frame: the same model at rest."""
-    return _l1(vae.decode(vae.encode(_sequences(x)[:, 0]))[None], x)
+    """Error (T, B) of answering with the reconstruction of the first frame: the same model at rest.
+
+    With `encode_frames=m` for frames m..T, (T+1−m, B); the state is that of the first frame then too.
+    """
+    first = vae.encode_frames or 1
+    still = vae.decode(vae.encode(vae.encoded(parse_frames(x, encoded=first).x)))
+    return _l1(still[None], x, first)
 
 
 def baselines(vae: FlowVAE, x: Tensor, k: SelectionLike = None, t: TimesLike | None = None) -> dict[str, Tensor]:
@@ -67,7 +83,12 @@ def baselines(vae: FlowVAE, x: Tensor, k: SelectionLike = None, t: TimesLike | N
         >>> sorted(baselines(vae, torch.rand(2, 3, 3, 28, 28)))
         ['black', 'copy_input', 'no_flow']
     """
-    return {"copy_input": copy_input(x), "black": black(x), "no_flow": no_flow(vae, x)}
+    m = vae.encode_frames
+    return {
+        "copy_input": copy_input(x, encode_frames=m),
+        "black": black(x, encode_frames=m),
+        "no_flow": no_flow(vae, x),
+    }
 
 
 @torch.no_grad()
@@ -87,14 +108,16 @@ def log_likelihood(
     Arguments:
         vae: the model; put it into eval mode first. Under a Bernoulli likelihood with grey targets the result is no
             log-density.
-        x: frames (B, …), or sequences (B, T+1, …): the decoder knows how many dimensions a frame has.
+        x: frames (B, …), or sequences (B, T+1, …): the decoder knows how many dimensions a frame has. With
+            `encode_frames` sequences only.
         k: a selection of flows; None with K > 1 averages over them: logsumexp over k − log K.
-        t: times of the frames, (T+1,) or (T+1, B); 0..T by default.
+        t: times of the frames, (T+1,) or (B, T+1); 0..T by default.
         num_samples: importance samples n.
         context: (B, …), handed to a user's potential.
 
     Raises:
-        ArgumentError: shapes that do not go together, or a potential that does not say its dimension.
+        ArgumentError: shapes that do not go together, values that are not finite, or a potential that does not say
+            its dimension.
 
     References:
         Burda, Grosse, Salakhutdinov: Importance weighted autoencoders, 2015, arXiv:1509.00519.
@@ -105,17 +128,30 @@ def log_likelihood(
             f"x: expected a tensor of frames (B, …) or sequences (B, T+1, …), got {type(x).__name__}"
         )
     if x.ndim == vae.decode(zero_states(vae, 2)).ndim:
+        if vae.encode_frames is not None:
+            raise ArgumentError(
+                f"x: expected sequences (B, T+1, …), as encode_frames = {vae.encode_frames} are encoded, got frames "
+                f"{tuple(x.shape)}"
+            )
         x, k = x[:, None], 0 if k is None else k  # one frame does not move, and is as likely under any flow
-    times, frames = _times(x, t), rearrange(x, "b t ... -> t b ...")
+    frames = parse_frames(x, t, encoded=vae.encode_frames or 1)
     if not len(x):
         return zero_states(vae, 1).new_zeros(0)
     if k is None and vae.flow.num_flows > 1:
         flows = range(vae.flow.num_flows)
-        each = [log_likelihood(vae, x, i, times, num_samples=num_samples, context=context) for i in flows]
+        each = [_importance_weighted(vae, frames, i, num_samples, context) for i in flows]
         return torch.stack(each).logsumexp(0) - math.log(len(each))
-    posterior, batch = vae.posterior(x[:, 0]), len(x)
+    return _importance_weighted(vae, frames, k, num_samples, context)
+
+
+def _importance_weighted(
+    vae: FlowVAE, frames: Frames, k: SelectionLike, num_samples: int, context: Tensor | None
+) -> Tensor:
+    """The estimate of `log_likelihood` for sequences under given flows, (B,)."""
+    posterior, batch = vae.posterior(vae.encoded(frames.x)), len(frames.x)
+    x, times = rearrange(frames.x, "b t ... -> t b ..."), frames.times
     selection = parse_selection(k, batch=batch, num_flows=vae.flow.num_flows, like=posterior.mean)
-    at_once = min(num_samples, max(1, ROWS // max(1, batch)))
+    at_once = min(num_samples, max(1, ROWS // batch))
     weights = []
     for done in range(0, num_samples, at_once):
         n = min(at_once, num_samples - done)
@@ -125,36 +161,29 @@ def log_likelihood(
         tiled = None if context is None else repeat(context, "b ... -> (n b) ...", n=n)
         states = vae.flow.trajectory(rearrange(z0, "n b d -> (n b) d"), selection.tile(n), times.tile(n), tiled)
         z = rearrange(states, "t (n b) d -> t n b d", n=n)
-        log_x = vae.log_prob_frames(repeat(frames, "t b ... -> t n b ...", n=n), z).sum(0)
+        log_x = vae.log_prob_frames(repeat(x, "t b ... -> t n b ...", n=n), z).sum(0)
         weights.append(log_x + log_p0 - log_q0)
     return torch.cat(weights).logsumexp(0) - math.log(num_samples)
 
 
 @torch.no_grad()
 def reconstruction_l1(vae: FlowVAE, x: Tensor) -> Tensor:
-    """L1 distance (B,) between frames x (B, …) and their reconstructions, summed over pixels."""
-    return _distance(vae.decode(vae.encode(x)), x, lead=1)
+    """L1 distance (B,) between frames x (B, …) and their reconstructions, summed over pixels.
+
+    With `encode_frames=m` of x (B, m, …), at the first of the m frames.
+    """
+    made = vae.decode(vae.encode(x))
+    return _distance(made, x if vae.encode_frames is None else x[:, 0], lead=1)
 
 
-def _sequences(x: Tensor) -> Tensor:
-    """Sequences (B, T+1, …), known to have frames."""
-    if not isinstance(x, Tensor) or x.ndim < 3 or not x.shape[1]:
-        got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ArgumentError(f"x: expected sequences (B, T+1, …), got {got}; one frame each: x[:, None]")
-    return x
+def _l1(answer: Tensor, x: Tensor, first: int) -> Tensor:
+    """Σ |answer − x_t| over pixels of the frames from `first` on, (T+1−first, B).
 
-
-def _times(x: Tensor, t: TimesLike | None) -> Times:
-    _sequences(x)
-    times = parse_times(range_of(x.shape[1]) if t is None else t, batch=len(x), least=1)
-    if len(times) != x.shape[1]:
-        raise ArgumentError(f"t: expected one time a frame, {x.shape[1]}, got {len(times)}")
-    return times
-
-
-def _l1(answer: Tensor, x: Tensor) -> Tensor:
-    """Σ |answer − x_t| over pixels for t = 1..T, (T, B); answer (T or 1, B, …), x (B, T+1, …)."""
-    truth = rearrange(x[:, 1:], "b t ... -> t b ...")
+    Arguments:
+        answer: (T+1−first or 1, B, …).
+        x: (B, T+1, …).
+    """
+    truth = rearrange(x[:, first:], "b t ... -> t b ...")
     return _distance(answer.expand(len(truth), *answer.shape[1:]), truth, lead=2)
 
 

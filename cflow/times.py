@@ -128,6 +128,32 @@ def parse_times(t: TimesLike, *, batch: int, least: int) -> Times:
     return Times(as_time_tensor(t)).check(batch=batch, least=least)
 
 
+def parse_frame_times(t: TimesLike | None, *, batch: int, frames: int | None = None) -> Times:
+    """Times of the frames of sequences (B, T+1, …), which are batch-first like these: (T+1,) or (B, T+1).
+
+    Arguments:
+        t: the times; None for 0, 1, …, T.
+        frames: T+1; None where the times alone say how many frames there are.
+
+    Raises:
+        ArgumentError: another number of times, or shapes that do not fit.
+    """
+    if t is None and frames is not None:
+        return Times(torch.arange(frames, dtype=torch.float64))
+    times = as_time_tensor(cast(TimesLike, t))
+    shape = tuple(times.shape)
+    length = frames if frames is not None or not shape else shape[-1]
+    if length and shape == (length,):
+        return Times(times)
+    if length and shape == (batch, length):
+        return Times(times.mT)
+    if frames is not None and len(shape) == 1:
+        raise ArgumentError(f"t: expected one time a frame, {frames}, got {shape[0]}")
+    wanted = "T+1" if frames is None else frames
+    since = "; times of frames are batch-first since 0.2.0, like x and mask: use t.mT" if len(shape) == 2 else ""
+    raise ArgumentError(f"t: expected one time a frame, ({wanted},) or ({batch}, {wanted}), got {shape}{since}")
+
+
 def parse_instant(t: TimesLike, *, batch: int, like: Tensor) -> Tensor:
     """One time, a scalar or (B,), in the dtype and on the device of `like`."""
     if type(t) is float and math.isfinite(t):  # the common case, in one tensor operation

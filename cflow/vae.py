@@ -4,43 +4,22 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, Normal, kl_divergence
+from torch.distributions import Distribution
 
+from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
-from .flow import FlowPath, PotentialFlow
-from .pde import HamiltonJacobi
+from .flow import PotentialFlow
+from .frames import Frames, check_encoded, parse_frames
+from .objectives import ELBO as ELBO
+from .objectives import KL, PDE, Draw, FlowKL, PathKL, Term, check_pde, check_prior, lower_bound, sum_rest
 from .priors import DiffusionPrior
 from .selection import SelectionLike
-from .times import TimesLike, as_time_tensor, parse_times
-
-
-@dataclass(frozen=True)
-class ELBO:
-    """The terms of an evidence lower bound, unweighted, in nats a sequence, averaged over the batch.
-
-    Attributes:
-        reconstruction: E Σ_t log p(x_t | z_t).
-        kl: KL(q(z_0|x_0) ‖ p(z_0)).
-        path_kl: Σ_{t≥1} E[log q_t(z_t) − log p_t(z_t)]; None where its weight is 0.
-        hj: the Hamilton-Jacobi loss; None where its weight is 0.
-        flow_kl: KL(q(k|x) ‖ uniform); None where k is given.
-        value: the bound: reconstruction − kl (− flow_kl).
-        loss: −reconstruction + Σ weight · term, what to minimise.
-    """
-
-    reconstruction: Tensor
-    kl: Tensor
-    path_kl: Tensor | None
-    hj: Tensor | None
-    flow_kl: Tensor | None
-    value: Tensor
-    loss: Tensor
+from .times import TimesLike
 
 
 class FlowVAE(nn.Module):
@@ -55,14 +34,17 @@ class FlowVAE(nn.Module):
         Song, Keller, Sebe, Welling: Flow Factorized Representation Learning, 2023, arXiv:2309.13167, §3.
 
     Arguments:
-        encoder: x (B, …) -> distribution over z (B, D), with `rsample`.
+        encoder: x (B, …) -> distribution over z (B, D), with `rsample`; x (B, m, …) with `encode_frames`.
         decoder: z (…, D) -> distribution over x (…, *image).
         flow: the `PotentialFlow`.
         prior: a `DiffusionPrior` for the path KL; None makes one where `path_kl_weight` is not 0. At the first time
             it is N(0, I) either way.
-        pde: a `HamiltonJacobi` for `pde_weight`.
+        pde: for `pde_weight`: a `HamiltonJacobi`, or any module with residual(z, k, t) and loss(z, k, t).
         kl_weight, path_kl_weight, pde_weight: weights in `ELBO.loss`. Terms of weight 0 are not computed.
         flow_posterior: x (B, T+1, …) -> logits (B, K) of q(k|x): k becomes latent where `elbo` is called with k=None.
+            Frames that a boolean mask drops are zero.
+        encode_frames: m, where the encoder is to see the first m frames, (B, m, …), of which z is the state at the
+            first; `encode` and `traverse` take them likewise. None: it sees the first frame, (B, …).
 
     Raises:
         ArgumentError: a weight without its module, negative weights, or a prior or pde of another flow.
@@ -86,11 +68,12 @@ class FlowVAE(nn.Module):
         flow: PotentialFlow,
         *,
         prior: DiffusionPrior | None = None,
-        pde: HamiltonJacobi | None = None,
+        pde: nn.Module | None = None,
         kl_weight: float = 1.0,
         path_kl_weight: float = 0.0,
         pde_weight: float = 0.0,
         flow_posterior: nn.Module | None = None,
+        encode_frames: int | None = None,
     ) -> None:
         super().__init__()
         weights = {"kl_weight": kl_weight, "path_kl_weight": path_kl_weight, "pde_weight": pde_weight}
@@ -109,12 +92,30 @@ class FlowVAE(nn.Module):
                 raise ArgumentTypeError(f"{name}: expected an nn.Module, got {got}; its parameters need one to be seen")
         if path_kl_weight and prior is None:
             prior = DiffusionPrior(flow.dim, flow.num_flows)
-        _check_weights(path_kl_weight, prior, pde_weight, pde)
-        _check_same_flow(flow, prior, pde)
         self.encoder, self.decoder, self.flow = encoder, decoder, flow
         self.prior, self.pde, self.flow_posterior = prior, pde, flow_posterior
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
+        self.encode_frames = None if encode_frames is None else positive_int("encode_frames", encode_frames)
         self.temperature = 1.0  # of the straight-through Gumbel-softmax; anneal it while training
+        for term in self.terms():
+            term.check()
+        if prior is not None:
+            check_prior(prior, flow)
+        if pde is not None:
+            check_pde(pde, flow)
+
+    def terms(self, flow_logits: Tensor | None = None) -> list[Term]:
+        """What the loss has beside the reconstruction, with the weights of now; a subclass may list more.
+
+        Arguments:
+            flow_logits: of q(k|x), (B, K), where k is latent.
+        """
+        return [
+            KL(self.kl_weight),
+            FlowKL(1.0, flow_logits),
+            PathKL(self.path_kl_weight, self.prior),
+            PDE(self.pde_weight, self.pde),
+        ]
 
     def elbo(
         self,
@@ -127,51 +128,51 @@ class FlowVAE(nn.Module):
         """The evidence lower bound of sequences, and what to minimise.
 
         Arguments:
-            x: sequences (B, T+1, …); the first frame is encoded.
+            x: sequences (B, T+1, …); the first frame, or the first `encode_frames`, are encoded, and all are decoded.
             k: a selection of flows, as in `PotentialFlow`; None with a `flow_posterior` makes it latent.
-            t: times of the frames, (T+1,) or (T+1, B), in frames; 0..T by default.
-            mask: (B, T+1). Boolean: False drops a frame from the reconstruction. Numbers ≥ 0: multiply the frame's
-                log-probability, so that a random subset of m frames weighted by (T+1)/m stays unbiased.
-                Only frames of non-zero weight are decoded.
+            t: times of the frames, (T+1,) or (B, T+1), in frames; 0..T by default.
+            mask: (B, T+1). Boolean: False drops a frame, which may then be missing (NaN), but none that is encoded.
+                Numbers ≥ 0: multiply the frame's log-probability and path KL, so that a random subset of m frames
+                weighted by (T+1)/m stays unbiased. Only frames of non-zero weight are decoded. The PDE is asked for
+                at all times.
             context: (B, …), handed to a user's potential.
 
         A latent k is drawn from q(k|x) by a straight-through Gumbel-softmax in training, and is the most probable one
         in evaluation.
 
         Raises:
-            ArgumentError: shapes of x, t, mask or of a module's distribution that do not go together.
+            ArgumentError: shapes of x, t, mask or of a module's distribution that do not go together, values that are
+                not finite in a frame that counts, or a mask that drops what is encoded.
+            ArgumentTypeError: uint8 frames.
         """
-        if not isinstance(x, Tensor) or x.ndim < 3:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ArgumentError(f"x: expected sequences (B, T+1, …), got {got}; add a frame dimension with x[:, None]")
-        if not len(x) or not x.shape[1]:
+        if isinstance(x, Tensor) and x.ndim > 2 and 0 in x.shape[:2]:
             raise ArgumentError(f"x: expected at least one sequence of one frame (B, T+1, …), got {tuple(x.shape)}")
-        _check_weights(self.path_kl_weight, self.prior, self.pde_weight, self.pde)
-        batch, frames = x.shape[:2]
-        times = parse_times(range_of(frames) if t is None else t, batch=batch, least=1)
-        if len(times) != frames:
-            raise ArgumentError(f"t: expected one time a frame, {frames}, got {len(times)}")
-        k, flow_kl = self._infer_flow(x, k)
-        posterior = self.posterior(x[:, 0])
-        z0 = posterior.rsample()
-        path = self.flow.solve(z0, k, times, log_density=self.path_kl_weight > 0, context=context)
-        reconstruction = self._reconstruction(x, path.z, mask).sum(0).mean()
-        kl = _kl_to_standard_normal(posterior, z0).mean()
-        value = reconstruction - kl
-        loss = -reconstruction + self.kl_weight * kl
-        path_kl = hj = None
-        if flow_kl is not None:
-            value, loss = value - flow_kl, loss + flow_kl
-        if self.path_kl_weight:
-            path_kl = self._path_kl(posterior, path, k).mean()
-            loss = loss + self.path_kl_weight * path_kl
-        if self.pde_weight:
-            hj = cast(HamiltonJacobi, self.pde).loss(path.z, k, path.t, context)
-            loss = loss + self.pde_weight * hj
-        return ELBO(reconstruction, kl, path_kl, hj, flow_kl, value, loss)
+        latent = k is None and self.flow_posterior is not None
+        frames = parse_frames(x, t, mask, encoded=self.encode_frames or 1, all_count=latent)
+        logits = self._flow_logits(frames.observed) if latent else None
+        terms = [term for term in self.terms(logits) if term.counts]
+        for term in terms:
+            term.check()
+        k = k if logits is None else self._draw_flow(logits)
+        posterior = self._encode(self.encoded(x))
+        integrals = {name for term in terms for name in term.integrals}
+        path = self.flow.solve(
+            posterior.rsample(),
+            k,
+            frames.times,
+            log_density="log_density" in integrals,
+            kinetic_energy="kinetic_energy" in integrals,
+            context=context,
+        )
+        reconstruction = self._reconstruction(frames, path.z).sum(0).mean()
+        return lower_bound(reconstruction, terms, Draw(posterior, path, k, context, frames.weight))
+
+    def encoded(self, x: Tensor) -> Tensor:
+        """What the encoder gets of sequences x (B, T+1, …): the first frame (B, …), or the first m (B, m, …)."""
+        return x[:, 0] if self.encode_frames is None else x[:, : self.encode_frames]
 
     def encode(self, x: Tensor, *, sample: bool = False) -> Tensor:
-        """Latent states (B, D) of frames x (B, …): the posterior mean, or a draw."""
+        """Latent states (B, D) of frames x (B, …), or of the first of m (B, m, …): the posterior mean, or a draw."""
         posterior = self.posterior(x)
         return posterior.rsample() if sample else posterior.mean
 
@@ -194,7 +195,7 @@ class FlowVAE(nn.Module):
         sample: bool = False,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Images (N, B, *image) at times t: encode frames x0 (B, …), flow, decode."""
+        """Images (N, B, *image) at times t (N,) or (N, B): encode frames x0, as `encode` does, flow, decode."""
         return self.decode(self.flow.trajectory(self.encode(x0, sample=sample), k, t, context))
 
     def sample(
@@ -221,7 +222,11 @@ class FlowVAE(nn.Module):
         return sum_rest(p.log_prob(x), len(lead))
 
     def posterior(self, x0: Tensor) -> Distribution:
-        """q(z_0|x_0) over latent states (B, D) of frames x0 (B, …), checked."""
+        """q(z_0|x_0) over latent states (B, D) of frames x0 (B, …), or of the first of m (B, m, …), checked."""
+        check_encoded(x0, self.encode_frames)
+        return self._encode(x0)
+
+    def _encode(self, x0: Tensor) -> Distribution:
         q = self.encoder(x0)
         if not isinstance(q, Distribution) or not q.has_rsample:
             raise ArgumentTypeError(
@@ -239,91 +244,32 @@ class FlowVAE(nn.Module):
             raise ArgumentTypeError(f"decoder: expected it to return a Distribution over x, got {type(p).__name__}")
         return p
 
-    def _reconstruction(self, x: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Weighted log p(x_t | z_t), (T+1, B), with all frames decoded in one call."""
-        frames = rearrange(x, "b t ... -> t b ...")
-        if mask is None:
-            return self.log_prob_frames(frames, z)
-        if not isinstance(mask, Tensor) or mask.shape != x.shape[:2]:
-            got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-            raise ArgumentError(f"mask: expected a tensor (B, T+1) = {tuple(x.shape[:2])}, got {got}")
-        weight = mask.mT.to(z.device)
-        if not bool(((weight >= 0) & (weight < math.inf)).all()):
-            raise ArgumentError("mask: expected booleans or finite weights ≥ 0, got a negative, infinite or NaN one")
+    def _reconstruction(self, frames: Frames, z: Tensor) -> Tensor:
+        """Weighted log p(x_t | z_t), (T+1, B), with all frames that count decoded in one call."""
+        x, weight = rearrange(frames.x, "b t ... -> t b ..."), frames.weight
+        if weight is None:
+            return self.log_prob_frames(x, z)
         keep = weight != 0
         out = z.new_zeros(keep.shape)
-        out[keep] = self.log_prob_frames(frames[keep], z[keep]) * weight[keep].to(z.dtype)
+        out[keep] = self.log_prob_frames(x[keep], z[keep]) * weight[keep].to(z.dtype)
         return out
 
-    def _path_kl(self, posterior: Distribution, path: FlowPath, k: SelectionLike) -> Tensor:
-        """Σ_{t≥1} log q_t(z_t) − log p_t(z_t), (B,): one sample of its expectation."""
-        t = path.t if path.t.ndim == 2 else path.t[:, None]
-        log_q = sum_rest(posterior.log_prob(path.z[0]), 1) + cast(Tensor, path.log_density_change)
-        p: Distribution = cast(DiffusionPrior, self.prior)(k, t, t0=t[0])
-        log_ratio: Tensor = log_q - p.log_prob(path.z)
-        return log_ratio[1:].sum(0)
-
-    def _infer_flow(self, x: Tensor, k: SelectionLike) -> tuple[SelectionLike, Tensor | None]:
-        """One-hot weights drawn from q(k|x) where k is latent, and KL(q(k|x) ‖ uniform)."""
-        if k is not None or self.flow_posterior is None:
-            return k, None
-        logits, wanted = self.flow_posterior(x), (len(x), self.flow.num_flows)
+    def _flow_logits(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of q(k|x) for sequences x (B, T+1, …), checked."""
+        logits, wanted = cast(nn.Module, self.flow_posterior)(x), (len(x), self.flow.num_flows)
         if not isinstance(logits, Tensor) or logits.shape != wanted:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ArgumentError(f"flow_posterior: expected logits (B, K) = {wanted}, got {got}")
+        return logits
+
+    def _draw_flow(self, logits: Tensor) -> Tensor:
+        """One-hot weights (B, K): a draw in training, the most probable flow in evaluation."""
         if self.training:
-            weights = nn.functional.gumbel_softmax(logits, tau=self.temperature, hard=True)
-        else:
-            weights = nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).to(logits.dtype)
-        log_q = logits.log_softmax(-1)
-        return weights, (log_q.exp() * log_q).sum(-1).mean() + math.log(logits.shape[1])
-
-
-def _check_weights(path_kl_weight: float, prior: nn.Module | None, pde_weight: float, pde: nn.Module | None) -> None:
-    """A term that counts needs its module; checked again in `elbo`, as weights may be annealed from 0."""
-    if path_kl_weight and prior is None:
-        raise ArgumentError(
-            "prior: path_kl_weight is not 0, so a prior is needed; pass prior=cflow.DiffusionPrior(D, K)"
-        )
-    if pde_weight and pde is None:
-        raise ArgumentError("pde: pde_weight is not 0, so a HamiltonJacobi is needed; pass pde=…")
-
-
-def _check_same_flow(flow: PotentialFlow, prior: nn.Module | None, pde: nn.Module | None) -> None:
-    sizes = {"dim": getattr(flow.net, "dim", None), "num_flows": getattr(flow.net, "num_flows", None)}
-    for name, size in sizes.items():
-        if isinstance(prior, DiffusionPrior) and size is not None and getattr(prior, name) != size:
-            raise ArgumentError(f"prior: has {name} = {getattr(prior, name)}, but the flow's potential {size}")
-    if isinstance(pde, HamiltonJacobi):
-        learned = set(flow.net.parameters())
-        if learned and learned.isdisjoint(pde.potential.parameters()):
-            raise ArgumentError("pde: its potential shares no parameters with the flow's; pass the same module to both")
-    elif pde is not None and not hasattr(pde, "loss"):
-        raise ArgumentTypeError(f"pde: expected a cflow.pde.HamiltonJacobi, got {type(pde).__name__}")
-
-
-def range_of(frames: int) -> Tensor:
-    """The default times 0, 1, …, T of T+1 frames."""
-    return as_time_tensor([float(i) for i in range(frames)])
+            return nn.functional.gumbel_softmax(logits, tau=self.temperature, hard=True)
+        return nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).to(logits.dtype)
 
 
 def zero_states(vae: FlowVAE, n: int) -> Tensor:
     """n latent states (n, D) at the prior's mean, in the dtype and on the device of the flow."""
     found = (p for module in (vae.flow, vae) for p in module.parameters() if p.is_floating_point())
     return next(found, torch.empty(())).new_zeros(n, vae.flow.dim)
-
-
-def sum_rest(log_prob: Tensor, lead: int) -> Tensor:
-    """Sum over everything behind the first `lead` dimensions."""
-    return log_prob.sum(tuple(range(lead, log_prob.ndim))) if log_prob.ndim > lead else log_prob
-
-
-def _kl_to_standard_normal(q: Distribution, z: Tensor) -> Tensor:
-    """KL(q ‖ N(0, I)) per sample, (B,); where PyTorch knows no formula for q, from the one draw z (B, D)."""
-    p: Distribution = Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False)
-    if len(q.event_shape):
-        p = Independent(p, 1)
-    try:
-        return sum_rest(kl_divergence(q, p), 1)
-    except NotImplementedError:
-        return sum_rest(q.log_prob(z), 1) - sum_rest(p.log_prob(z), 1)

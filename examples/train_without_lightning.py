@@ -30,7 +30,7 @@ def main(steps: int = 600) -> dict[str, float]:
     begin = time.perf_counter()
     for step in range(steps):
         x0, k = train[torch.randint(len(train), (BATCH,))], torch.randint(len(PAPER), (BATCH,))
-        t = torch.stack([torch.zeros(BATCH), torch.randint(1, LAST + 1, (BATCH,)).float()])
+        t = torch.stack([torch.zeros(BATCH), torch.randint(1, LAST + 1, (BATCH,)).float()], 1)  # (B, 2)
         elbo = vae.elbo(make_sequence(x0, k, t), k, t, mask)
         optimizer.zero_grad()
         elbo.loss.backward()

@@ -19,13 +19,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # what comes later may import what comes before; rooms of one row may import each other, but not in a circle
 ROWS = [
     "errors modes checks",
-    "times selection",
+    "times selection frames",
     "potentials",
     "fields",
     "solve",
     "transform priors",
     "flow",
     "pde",
+    "objectives",
     "vae",
     "nets",
     "checkpoint",

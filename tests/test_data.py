@@ -76,12 +76,12 @@ def test_times_and_precision(name):
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_sequences_match_a_loop(per_sample):
     x0, k = torch.rand(7, 3, 12, 12), torch.tensor([0, 1, 2, 2, 1, 0, 2])
-    t = 8 * torch.rand(4, 7) if per_sample else torch.arange(4.0)
+    t = 8 * torch.rand(7, 4) if per_sample else torch.arange(4.0)
     xs = make_sequence(x0, k, t)
     functions = list(PAPER.values())
     for i in range(7):
         for f in range(4):
-            time = t[f, i] if per_sample else t[f]
+            time = t[i, f] if per_sample else t[f]
             torch.testing.assert_close(xs[i, f], functions[k[i]](x0[i : i + 1], time[None])[0])
     still = make_sequence(x0, k, torch.zeros(1))
     torch.testing.assert_close(still[:, 0], x0, atol=1e-5, rtol=0)
@@ -112,8 +112,9 @@ def test_users_transformations_and_errors():
         make_sequence(x0.numpy(), 0, [0.0], darker)
     with pytest.raises(cflow.ArgumentError, match=r"^k: expected indices 0 to 0, got 1 to 1"):
         make_sequence(x0, torch.tensor([1, 1]), torch.arange(3.0), darker)
-    with pytest.raises(cflow.ArgumentError, match=r"^t: expected"):
-        make_sequence(x0, 0, torch.zeros(3, 5), darker)
+    for t in (torch.zeros(3, 2), torch.zeros(3, 5)):  # x0 has two images
+        with pytest.raises(cflow.ArgumentError, match=r"^t: expected one time a frame.* batch-first since 0\.2\.0"):
+            make_sequence(x0, 0, t, darker)
     with pytest.raises(cflow.ArgumentError, match=r"^k: expected an int or \(B,\)"):
         make_sequence(x0, torch.tensor([0, 0, 0]), [0.0], darker)
     with pytest.raises(cflow.ArgumentError, match=r"^x0: expected images"):

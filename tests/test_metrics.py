@@ -35,7 +35,7 @@ def test_a_perfect_model_has_no_error_and_baselines_are_exact():
     torch.testing.assert_close(trivial["no_flow"], t[1:, None] * speed)
     torch.testing.assert_close(trivial["black"], x[:, 1:].abs().sum(-1).mT)
     torch.testing.assert_close(metrics.equivariance_error(vae, x, 1 - k)[0], 3 * torch.ones(3))
-    per_sample = t[:, None].expand(-1, 3)
+    per_sample = t.expand(3, -1)
     torch.testing.assert_close(metrics.equivariance_error(vae, x, k, per_sample), error)
     torch.testing.assert_close(metrics.reconstruction_l1(vae, x0), torch.zeros(3))
 
@@ -50,8 +50,8 @@ def test_baselines_of_hand_made_images():
 
 def test_times_of_each_samples_own():
     vae, x0, k = shifting(), torch.randn(2, 2), torch.tensor([0, 1])
-    t = torch.tensor([[0.0, 1.0], [0.5, 3.0], [2.0, 3.5]])
-    x = vae.traverse(x0, k, t).transpose(0, 1)
+    t = torch.tensor([[0.0, 0.5, 2.0], [1.0, 3.0, 3.5]])
+    x = vae.traverse(x0, k, t.mT).transpose(0, 1)
     torch.testing.assert_close(metrics.equivariance_error(vae, x, k, t), torch.zeros(2, 2), atol=1e-5, rtol=0)
     # at the times 0, 1, 2 the model is elsewhere, by its speed
     wanted = torch.tensor([[0.5, 2.0], [0.0, 1.0]])

@@ -13,7 +13,7 @@ from torch import nn
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, StudentT
 
 import cflow
-from cflow import FlowVAE, PotentialFlow, Schedule, Solver, metrics
+from cflow import FlowVAE, PotentialFlow, Schedule, Solver, metrics, objectives
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -130,11 +130,11 @@ def test_the_likelihood_of_frames():
 def test_the_likelihood_under_every_form_of_k_and_t():
     """Each sample's likelihood, whatever the others do; with the exact posterior one draw is exact."""
     vae, k = model(), torch.tensor([0, 1, 1])
-    t = torch.tensor([[0.0, 0.5, 0.0], [1.0, 2.0, 0.5], [3.0, 2.5, 4.0]])
+    t = torch.tensor([[0.0, 1.0, 3.0], [0.5, 2.0, 2.5], [0.0, 0.5, 4.0]])
     x, posteriors, wanted = torch.randn(3, 3, PIXELS), [], []
     for i in range(3):
         a = vae.flow.net.matrix[k[i]]
-        maps = torch.cat([vae.decoder.c @ torch.linalg.matrix_exp(0.5 * (a + a.mT) * (s - t[0, i])) for s in t[:, i]])
+        maps = torch.cat([vae.decoder.c @ torch.linalg.matrix_exp(0.5 * (a + a.mT) * (s - t[i, 0])) for s in t[i]])
         p = MultivariateNormal(torch.zeros(9), maps @ maps.mT + 0.25 * torch.eye(9))
         wanted.append(p.log_prob(x[i].flatten()))
         covariance = torch.linalg.inv(torch.eye(DIM) + 4 * maps.mT @ maps)
@@ -197,6 +197,117 @@ def test_hamilton_jacobi_term():
     assert all(p.grad is not None for p in vae.parameters())
 
 
+class Distance(nn.Module):
+    """A user's PDE, which takes no context."""
+
+    def __init__(self, loss=lambda z: z.square().mean()):
+        super().__init__()
+        self.scale, self.of, self.seen = nn.Parameter(torch.tensor(3.0)), loss, []
+
+    def residual(self, z, k, t):
+        return z.square().sum(-1)
+
+    def loss(self, z, k, t):
+        self.seen.append((k, t))
+        return self.scale * self.of(z)
+
+
+class InContext(Distance):
+    def loss(self, z, k, t, context):
+        return super().loss(z, k, t) * context.sum()
+
+
+def test_any_module_with_residual_and_loss_is_a_pde():
+    pde, k = Distance(), torch.tensor([0, 1, 1])
+    vae, x, t = model(pde=pde, pde_weight=0.5), torch.randn(3, FRAMES, PIXELS), [0.0, 1.0, 2.0, 4.0]
+    torch.manual_seed(1)
+    elbo = vae.elbo(x, k, t)
+    torch.manual_seed(1)
+    z = vae.flow.trajectory(vae.posterior(x[:, 0]).rsample(), k, t)
+    torch.testing.assert_close(elbo.hj, 3 * z.square().mean())
+    torch.testing.assert_close(elbo.loss, -elbo.value + 0.5 * elbo.hj)
+    assert pde.seen[0][0] is k
+    assert pde.seen[0][1].tolist() == t
+    elbo.loss.backward()
+    torch.testing.assert_close(pde.scale.grad, 0.5 * z.square().mean())
+    vae = FlowVAE(vae.encoder, vae.decoder, PotentialFlow(Pull()), pde=InContext(), pde_weight=1.0)
+    context = torch.rand(3, DIM)
+    torch.manual_seed(1)
+    elbo = vae.elbo(x, context=context)
+    torch.manual_seed(1)
+    zs = normal_posterior(x[:, 0]).rsample() + torch.arange(4.0)[:, None, None] * context  # where `Pull` leads
+    torch.testing.assert_close(elbo.hj, 3 * zs.square().mean() * context.sum())
+
+
+class Never(nn.Module):
+    """A prior or a PDE that must not be called."""
+
+    def forward(self, *args, **kwargs):
+        raise AssertionError
+
+    residual = loss = forward
+
+
+def test_terms_of_weight_0_are_not_computed():
+    vae = model(prior=Never(), pde=Never(), kl_weight=0.0)
+    solve, asked = vae.flow.solve, []
+    vae.flow.solve = lambda *args, **kwargs: asked.append(kwargs) or solve(*args, **kwargs)
+    elbo = vae.elbo(torch.randn(2, 3, PIXELS), 0)
+    assert not asked[0]["log_density"]
+    assert set(elbo.terms) == {"kl"}  # the bound has it, whatever the loss does
+    assert elbo.loss == -elbo.reconstruction
+    torch.testing.assert_close(elbo.value, elbo.reconstruction - elbo.kl)
+    for weight in ("path_kl_weight", "pde_weight"):
+        other = model(prior=Never(), pde=Never(), **{weight: 0.1})
+        with pytest.raises(AssertionError):
+            other.elbo(torch.randn(2, 3, PIXELS), 0)
+
+
+class Energy(objectives.Term):
+    """∫ ½‖v‖² dt over the whole sequence."""
+
+    name, integrals = "energy", ("kinetic_energy",)
+
+    def __call__(self, draw):
+        return draw.path.kinetic_energy[-1]
+
+
+class WithEnergy(FlowVAE):
+    energy_weight = 0.3
+
+    def terms(self, flow_logits=None):
+        return [*super().terms(flow_logits), Energy(self.energy_weight)]
+
+
+def test_a_new_term_is_one_class_and_one_line():
+    plain = model(path_kl_weight=0.5)
+    vae = WithEnergy(plain.encoder, plain.decoder, plain.flow, prior=plain.prior, path_kl_weight=0.5)
+    x, k = torch.randn(5, FRAMES, PIXELS), torch.tensor([0, 1, 1, 0, 1])
+    torch.manual_seed(1)
+    elbo = vae.elbo(x, k)
+    torch.manual_seed(1)
+    before = plain.elbo(x, k)
+    torch.manual_seed(1)
+    path = vae.flow.solve(normal_posterior(x[:, 0]).rsample(), k, list(range(FRAMES)), kinetic_energy=True)
+    assert list(elbo.terms) == ["kl", "path_kl", "energy"]
+    torch.testing.assert_close(elbo.terms["energy"], path.kinetic_energy[-1].mean())
+    torch.testing.assert_close(elbo.loss, before.loss + 0.3 * elbo.terms["energy"], rtol=1e-6, atol=1e-6)
+    vae.energy_weight = 0.0
+    assert list(vae.elbo(x, k).terms) == ["kl", "path_kl"]
+
+
+def test_parameters_have_the_names_that_checkpoints_know():
+    u = cflow.MLPPotential(DIM, 2)
+    flow, pde = PotentialFlow(u), cflow.pde.HamiltonJacobi(u, Distance())
+    vae = FlowVAE(
+        nn.Linear(3, 4), nn.Linear(2, 3), flow, pde=pde, path_kl_weight=1.0, flow_posterior=nn.Linear(3, 2),
+        encode_frames=2,
+    )  # fmt: skip
+    potential = {f"{where}.{name}" for where in ("flow.net", "pde.potential") for name in u.state_dict()}
+    linear = {f"{m}.{p}" for m in ("encoder", "decoder", "flow_posterior") for p in ("weight", "bias")}
+    assert set(vae.state_dict()) == potential | linear | {"prior.raw", "pde.force.scale"}
+
+
 def test_masks():
     vae = model()
     x = torch.randn(6, FRAMES, PIXELS)
@@ -207,7 +318,7 @@ def test_masks():
 
     full = reconstruction(None)
     torch.testing.assert_close(reconstruction(torch.ones(6, FRAMES)), full)
-    frames = torch.stack([reconstruction((torch.arange(FRAMES) == t).expand(6, -1)) for t in range(FRAMES)])
+    frames = torch.stack([reconstruction((torch.arange(FRAMES) == t).expand(6, -1).int()) for t in range(FRAMES)])
     torch.testing.assert_close(frames.sum(), full)
     # every subset of one frame, weighted by T+1, is unbiased
     weighted = torch.stack(
@@ -215,10 +326,12 @@ def test_masks():
     )
     torch.testing.assert_close(weighted.mean(), full)
     vae.decoder.rows = 0
-    mask = torch.zeros(6, FRAMES, dtype=torch.bool)
-    mask[0, 1] = mask[3, 3] = True
-    reconstruction(mask)
+    mask = torch.zeros(6, FRAMES)
+    mask[0, 1] = mask[3, 3] = 1
+    without_the_first = reconstruction(mask)
     assert vae.decoder.rows == 2
+    mask[:, 0] = 1
+    torch.testing.assert_close(reconstruction(mask.bool()), without_the_first + frames[0])
     assert reconstruction(torch.zeros(6, FRAMES)) == 0  # every frame dropped
 
 
@@ -241,7 +354,7 @@ def test_random_frames_leave_the_gradient_unbiased():
 def test_times_and_selections():
     vae = model()
     x = torch.randn(4, 3, PIXELS)
-    t = torch.tensor([[0.0] * 4, [1.0, 2.0, 0.5, 3.0], [4.0] * 4])
+    t = torch.tensor([[0.0, 1.0, 4.0], [0.0, 2.0, 4.0], [0.0, 0.5, 4.0], [0.0, 3.0, 4.0]])
 
     def value(k, t=None):
         torch.manual_seed(3)
@@ -251,8 +364,8 @@ def test_times_and_selections():
     torch.testing.assert_close(value(1), value(Schedule([0.0, 1.5, 9.0], [1, 1])))
     torch.testing.assert_close(value(1), value(torch.tensor([0.0, 1.0])))
     assert value(1, t) != value(1)
-    shared = t[:, 3]
-    torch.testing.assert_close(value(0, shared[:, None].expand(-1, 4)), value(0, shared))
+    shared = t[3]
+    torch.testing.assert_close(value(0, shared.expand(4, -1)), value(0, shared))
 
 
 def test_with_and_without_independent():
@@ -401,6 +514,11 @@ def test_context_reaches_the_flow_everywhere():
     assert (at > away).all()
 
 
+def with_residual(module):
+    module.residual = lambda z, k, t: z
+    return module
+
+
 def annealed(vae, name):
     setattr(vae, name, 0.5)  # from 0 at construction
     return vae.elbo(torch.randn(4, 3, PIXELS), 0)
@@ -409,6 +527,12 @@ def annealed(vae, name):
 BAD = {
     r"x: expected sequences \(B, T\+1": lambda v: v.elbo(torch.randn(4, 3), 0),
     "t: expected one time a frame": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, [0.0, 1.0]),
+    r"t: expected one time a frame, \(3,\) or \(4, 3\), got \(3, 4\); .* batch-first since 0\.2\.0": lambda v: v.elbo(
+        torch.randn(4, 3, PIXELS), 0, torch.arange(3.0)[:, None].expand(3, 4)
+    ),
+    r"t: expected one time a frame, \(3,\) or \(4, 3\), got \(\)$": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, 2.0),
+    "encode_frames: expected an int ≥ 1, got 0": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, encode_frames=0),
+    "encode_frames: expected an int ≥ 1, got 1.5": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, encode_frames=1.5),
     r"mask: expected a tensor \(B, T\+1\)": lambda v: v.elbo(torch.randn(4, 3, PIXELS), 0, mask=torch.ones(3, 4)),
     r"x: expected at least one sequence .* got \(0, 3": lambda v: v.elbo(torch.randn(0, 3, PIXELS), 0),
     r"x: expected at least one sequence .* got \(4, 0": lambda v: v.elbo(torch.randn(4, 0, PIXELS), 0),
@@ -435,9 +559,15 @@ BAD = {
     ),
     "prior: path_kl_weight is not 0": lambda v: annealed(v, "path_kl_weight"),
     "pde: pde_weight is not 0, so": lambda v: annealed(v, "pde_weight"),
-    "pde: expected a cflow.pde.HamiltonJacobi, got Identity": lambda v: FlowVAE(
-        v.encoder, v.decoder, v.flow, pde=nn.Identity(), pde_weight=1.0
+    "pde: expected a module with residual.* loss.*HamiltonJacobi; Identity has no residual and no loss": lambda v: (
+        FlowVAE(v.encoder, v.decoder, v.flow, pde=nn.Identity())
     ),
+    "pde: expected a module with residual.* loss.*HamiltonJacobi; L1Loss has no loss$": lambda v: FlowVAE(
+        v.encoder, v.decoder, v.flow, pde=with_residual(nn.L1Loss())
+    ),
+    r"pde: expected its loss\(z, k, t\) to be a tensor of shape \(\), got \(3, 4\)": lambda v: FlowVAE(
+        v.encoder, v.decoder, v.flow, pde=Distance(lambda z: z[..., 0]), pde_weight=1.0
+    ).elbo(torch.randn(4, 3, PIXELS), 0),
     "pde: its potential shares no parameters": lambda v: FlowVAE(
         v.encoder,
         v.decoder,

@@ -16,7 +16,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ..checks import float_images
 from ..errors import ArgumentError, ArgumentTypeError
-from ..times import as_time_tensor
+from ..times import as_time_tensor, parse_frame_times
 
 Transformation = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,7 +85,7 @@ def make_sequence(
     Arguments:
         x0: images (B, C, H, W), floating point.
         k: index of each sample's transformation, (B,) integers, or an int for all.
-        t: times of the frames in frames, (T+1,), or (T+1, B) for times of each sample's own.
+        t: times of the frames in frames, (T+1,), or (B, T+1) for times of each sample's own.
         transformations: name → function; the paper's by default.
 
     Raises:
@@ -126,15 +126,13 @@ def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Te
         k = torch.as_tensor(k, device=x0.device)
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentTypeError(f"k: expected the integer index of a transformation, got {k!r}") from None
-    t = as_time_tensor(t)  # type: ignore[arg-type]
+    t = parse_frame_times(t, batch=batch).values  # type: ignore[arg-type]
     if k.is_floating_point() or k.is_complex() or k.dtype == torch.bool:
         raise ArgumentTypeError(f"k: expected the integer index of a transformation, got {k.dtype}")
     if k.ndim and k.shape != (batch,):
         raise ArgumentError(f"k: expected an int or (B,) with B = {batch}, got {tuple(k.shape)}")
     if k.numel() and not 0 <= int(k.min()) <= int(k.max()) < functions:
         raise ArgumentError(f"k: expected indices 0 to {functions - 1}, got {int(k.min())} to {int(k.max())}")
-    if t.ndim not in (1, 2) or not len(t) or (t.ndim == 2 and t.shape[1] != batch):
-        raise ArgumentError(f"t: expected (T+1,) or (T+1, B) with B = {batch}, got {tuple(t.shape)}")
     return k.expand(batch), t
 
 
