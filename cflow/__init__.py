@@ -1,17 +1,39 @@
 """cflow: potential flows in latent spaces, dz/dt = ∇u_k(z, t)."""
 
-from . import data, metrics, nets, pde
-from .checkpoint import load
-from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, IntegrationError
-from .flow import FlowPath, PotentialFlow
-from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
-from .priors import DiffusionPrior
-from .selection import Schedule
-from .solve import Solver
-from .transform import FlowTransform
-from .vae import ELBO, FlowVAE
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data, metrics, nets, pde, plots
+    from .checkpoint import load
+    from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, IntegrationError
+    from .flow import FlowPath, PotentialFlow
+    from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
+    from .priors import DiffusionPrior
+    from .selection import Schedule
+    from .solve import Solver
+    from .transform import FlowTransform
+    from .vae import ELBO, FlowVAE
+
+__version__ = "0.2.0"
+
+# public name → module; looked up when it is first asked for, so that `cflow --version` needs no PyTorch
+_HOME = {
+    **dict.fromkeys(("data", "metrics", "nets", "pde", "plots"), ""),
+    "load": "checkpoint",
+    **dict.fromkeys(("ArgumentError", "ArgumentTypeError", "CflowError", "DataError", "IntegrationError"), "errors"),
+    **dict.fromkeys(("FlowPath", "PotentialFlow"), "flow"),
+    **dict.fromkeys(
+        ("MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"), "potentials"
+    ),
+    "DiffusionPrior": "priors",
+    "Schedule": "selection",
+    "Solver": "solve",
+    "FlowTransform": "transform",
+    **dict.fromkeys(("ELBO", "FlowVAE"), "vae"),
+}
 
 __all__ = [
     "ELBO",
@@ -38,4 +60,22 @@ __all__ = [
     "metrics",
     "nets",
     "pde",
+    "plots",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cflow' has no attribute {name!r}")
+    home = _HOME[name]
+    found = getattr(importlib.import_module(f".{home}", __name__), name) if home else _module(name)
+    globals()[name] = found
+    return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f".{name}", __name__)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from textwrap import shorten
@@ -18,14 +19,16 @@ from .vae import FlowVAE
 Kind = Literal["best", "last"]
 
 PREFIX = "vae."
+DEFAULT_ROOT = "runs"
 
 
 def load(path: str | os.PathLike[str]) -> FlowVAE:
     """The `FlowVAE` of a run or a checkpoint, on the CPU and in eval mode.
 
     Arguments:
-        path: a run's folder, such as "runs/digits/version_0" (its best checkpoint is taken, else the last one), or a
-            checkpoint file.
+        path: a checkpoint file, the folder of a run, such as "runs/digits/version_0", or of several, such as
+            "runs/digits" (the newest run with a checkpoint is taken, its best checkpoint before its last one); "last"
+            for the newest run under "runs".
 
     Raises:
         ArgumentError, ArgumentTypeError: there is no such file or folder.
@@ -40,7 +43,12 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentTypeError(f"path: expected the path of a run or a checkpoint, got {type(path).__name__}")
     given = Path(path)
-    file = find_checkpoint(given) if given.is_dir() else given
+    if given == Path("last") and not given.exists():
+        file = newest_checkpoint(Path(DEFAULT_ROOT))
+        if file is None:
+            raise ArgumentError("path: there is no run with a checkpoint under 'runs'; train one with `cflow fit`")
+    else:
+        file = find_checkpoint(given) if given.is_dir() else given
     if file is None:
         raise ArgumentError(f"path: the folder {str(given)!r} holds no checkpoints/best.ckpt or last.ckpt")
     if not file.is_file():
@@ -61,16 +69,33 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     return vae.eval()
 
 
-def find_checkpoint(run: Path, prefer: Kind = "best") -> Path | None:
-    """The checkpoint file in a run's folder, or in its folder of checkpoints; None where there is none.
+def find_checkpoint(folder: Path, prefer: Kind = "best") -> Path | None:
+    """The checkpoint file in a run's folder, in its folder of checkpoints, or of the newest of the runs in a folder.
 
     Arguments:
-        run: the folder.
+        folder: the folder.
         prefer: the file to take; the other one where it is missing.
     """
     kinds: tuple[Kind, Kind] = ("best", "last") if prefer == "best" else ("last", "best")
-    files = (folder / f"{kind}.ckpt" for folder in (run / "checkpoints", run) for kind in kinds)
-    return next((file for file in files if file.is_file()), None)
+    files = (place / f"{kind}.ckpt" for place in (folder / "checkpoints", folder) for kind in kinds)
+    return next((file for file in files if file.is_file()), None) or newest_checkpoint(
+        folder.resolve().parent, folder.resolve().name, prefer
+    )
+
+
+def newest_checkpoint(root: Path, name: str | None = None, prefer: Kind = "best") -> Path | None:
+    """The checkpoint file of the newest run that has one, root/name/version_<n>; of any name for None."""
+    found = (find_checkpoint(run, prefer) for run in reversed(versions(root, name)))
+    return next((file for file in found if file is not None), None)
+
+
+def versions(root: Path, name: str | None) -> list[Path]:
+    """The runs under root (of one name, or of all), oldest first."""
+    parents = [root / name] if name else [p for p in root.glob("*") if p.is_dir()]
+    folders = [p for parent in parents for p in parent.glob("version_*") if re.fullmatch(r"version_\d+", p.name)]
+    by_number = sorted(folders, key=lambda p: int(p.name.removeprefix("version_")))
+    # numbers say which run of one name is newest; between names only the clock can
+    return by_number if name else sorted(by_number, key=lambda p: p.stat().st_mtime)
 
 
 def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:

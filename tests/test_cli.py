@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import cflow
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("jsonargparse")
 
-from cflow.training import cli, runs
+from cflow.training import app, cli, presets, runs
 
 # The smallest model that goes through every part of a fit.
 TINY = [
@@ -88,7 +89,13 @@ def test_metrics_have_the_agreed_keys(fitted) -> None:
 
 def test_fit_ends_with_the_table_and_where_the_files_are(fitted) -> None:
     lines = fitted[1].rstrip().splitlines()
-    assert lines[-1].startswith("runs/digits/version_0/: ")
+    assert lines[0].startswith(
+        "training scaling, rotation, hue of 1,257 Digits: quadratic potentials, D=4, 0.1 M weights"
+    )
+    assert lines[0].endswith("; 6 steps on cpu (1 thread); writes runs/digits/version_0")
+    assert lines[1].startswith("step 6 of 6, ")
+    assert lines[-2].startswith("runs/digits/version_0/: ")
+    assert re.fullmatch(r"6 steps in \d+ s of training, [\d.]+ steps a second", lines[-1])
     assert any(line.startswith("equivariance error") for line in lines)
     assert "GPU available" not in fitted[1]
     assert "Tip" not in fitted[1]
@@ -116,11 +123,7 @@ def test_load_needs_no_lightning(fitted) -> None:
 
 def test_test_repeats_the_measures_of_the_fit(there, tmp_path, capsys) -> None:
     assert cli.main(["test", "--config", "digits", "--ckpt_path", "last", "--out_dir", str(tmp_path)]) == 0
-    ours, fits = (json.loads((p / "metrics.json").read_text()) for p in (tmp_path, there))
-    noisy = ("elbo", "log_likelihood")  # they draw from the posterior
-    assert {k: v for k, v in ours.items() if k not in noisy} == pytest.approx(
-        {k: v for k, v in fits.items() if k not in noisy}, rel=1e-5
-    )
+    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((there / "metrics.json").read_text())
     assert "equivariance error" in capsys.readouterr().out
 
 
@@ -133,7 +136,7 @@ def test_an_explicit_argument_wins_over_the_checkpoint(there, tmp_path) -> None:
     assert "equivariance_error_per_frame/hue/3" not in metrics
 
 
-@pytest.mark.parametrize("path", ["last", "runs/digits/version_0", "runs/digits/version_0/checkpoints"])
+@pytest.mark.parametrize("path", ["last", "runs/digits", "runs/digits/version_0", "runs/digits/version_0/checkpoints"])
 def test_a_checkpoints_configuration_is_the_default(there, capsys, path) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["test", "--ckpt_path", path, "--model.lr", "0.5", "--print_config"])
@@ -198,11 +201,15 @@ def test_a_fit_goes_on_from_the_last_checkpoint_and_results_are_of_the_best(
     folder.mkdir(parents=True)
     for name in ("best.ckpt", "last.ckpt"):
         torch.save({runs.CONFIG_KEY: {}}, folder / name)
-    for meant in ("last", str(folder.parent)):
-        arguments = cli.prepare([command, "--ckpt_path", meant])
-        assert Path(arguments[arguments.index("--ckpt_path") + 1]).resolve() == folder / wanted
-    explicit = cli.prepare([command, "--ckpt_path", "best"])
-    assert Path(explicit[explicit.index("--ckpt_path") + 1]).name == "best.ckpt"
+    taken = []
+    monkeypatch.setattr(
+        app.CflowCLI, "before_instantiate_classes", lambda self: taken.append(self.config) or sys.exit(0)
+    )
+    for meant in ("last", str(folder.parent), "best"):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--ckpt_path", meant])
+    files = [Path(config[command]["ckpt_path"]).resolve() for config in taken]
+    assert files == [folder / wanted, folder / wanted, folder / "best.ckpt"]
 
 
 def test_a_fit_ends_with_the_test_of_its_best_checkpoint(tmp_path, monkeypatch) -> None:
@@ -229,13 +236,15 @@ def test_the_newest_run_has_the_largest_number(tmp_path) -> None:
     assert runs.claim_run(tmp_path, "digits").name == "version_11"
 
 
-def test_a_fit_limited_by_time_leaves_its_last_step(folder, monkeypatch) -> None:
+def test_a_fit_that_time_ends_says_what_is_missing(folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
-    limits = ["--trainer.max_time", "00:00:00:01", "--trainer.max_steps", "-1", "--run_name", "timed"]
-    assert cli.main(["fit", *TINY, *limits]) == 0
+    assert cli.main(["fit", *TINY, "--trainer.max_time", "00:00:00:01", "--run_name", "timed"]) == 0
     checkpoints = folder / "runs/timed/version_0/checkpoints"
-    assert stored_step(checkpoints / "last.ckpt") > 0
-    assert stored_step(checkpoints / "best.ckpt") > 0
+    steps = stored_step(checkpoints / "last.ckpt")
+    assert stored_step(checkpoints / "best.ckpt") == steps > 0
+    said = capsys.readouterr().out
+    assert f"trainer.max_time ended the training after {steps} of 2,500 steps" in said
+    assert f"{steps} of 2,500 steps in 1 s of training" in said.splitlines()[-1]
 
 
 def test_print_config_help_and_version(capsys) -> None:
@@ -246,10 +255,32 @@ def test_print_config_help_and_version(capsys) -> None:
             assert "model" in capsys.readouterr().out
         assert cli.main([command, "--version"]) == 0
         assert capsys.readouterr().out == f"cflow {cflow.__version__}\n"
-    with pytest.raises(SystemExit, match="0"):
-        cli.main(["--help"])
+    for words in ([], ["--help"], ["-h"]):
+        assert cli.main(words) == 0
+        said = capsys.readouterr().out
+        assert "|".join(presets.preset_names()) in said
+        assert all(f"\n  {command} " in said for command in cli.COMMANDS)
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--print_config"])
+
+
+def test_help_begins_with_the_model_and_hides_what_is_rare(capsys) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["fit", "--help"])
+    short = capsys.readouterr().out
+    model, data, trainer = (short.index(f"--{name}") for name in ("model.lr", "data.dataset", "trainer.max_steps"))
+    assert model < data < trainer
+    assert "--trainer.sync_batchnorm" not in short
+    assert short.count("\n") < 260
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["fit", "--help_all"])
+    assert "--trainer.sync_batchnorm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["fit", "--version"]])
+def test_what_needs_no_pytorch_imports_none(words) -> None:
+    code = f"import sys; from cflow.training.cli import main; sys.exit(main({words!r}) or 3 * ('torch' in sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +301,9 @@ def test_print_config_help_and_version(capsys) -> None:
         (["fit", "--model.frames_per_step", "10"], "more than data.num_frames=9"),
         (["fit", "--trainer.accelerator", "abacus"], "abacus"),
         (["fit", "--trainer.max_time", "soon"], "DD:HH:MM:SS"),
-        (["fit", "--data.dataset", "mist"], "mnist"),
+        (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected digits or mnist"),
+        (["fit", "--model.schedule", "linear"], "--model.schedule: expected 'cosine' or 'constant', got linear"),
+        (["fit", "--model.network", "resnet"], "--model.network: expected 'mlp', 'conv' or 'paper', got resnet"),
         (["test"], "needs --ckpt_path"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "no such file"),
         (["traverse", "--ckpt_path", "last", "--config", "mnist"], "no run with a checkpoint"),
@@ -288,6 +321,31 @@ def test_wrong_arguments_give_one_line_and_code_2(tmp_path, monkeypatch, capsys,
     assert message in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {learning_rate: 1}\n", "unknown option model.learning_rate. Did you mean 'model.lr'?"),
+        ("modle:\n  lr: 0.1\n", "unknown option modle.lr. Did you mean 'model.lr'?"),
+        ("data:\n  batchsize: 3\n", "unknown option data.batchsize. Did you mean 'data.batch_size'?"),
+        ("model:\n  lr: 1\n width: 2\n", "line 3: no valid YAML"),
+        ("- model\n", "expected options such as"),
+        ("model: 3\n", "unknown option model."),
+    ],
+)
+def test_a_wrong_configuration_file_is_named(tmp_path, monkeypatch, capsys, text, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("typo.yaml").write_text(text)
+    try:
+        code = cli.main(["fit", "--config", "typo.yaml"])
+    except SystemExit as ending:
+        code = ending.code
+    error = capsys.readouterr().err
+    assert code == 2
+    assert message in error
+    assert "typo.yaml" in error
+    assert error.count("\n") == 1
 
 
 def test_a_root_without_data_is_one_line(tmp_path, monkeypatch, capsys) -> None:
@@ -363,9 +421,10 @@ def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
 
 
 def test_presets_have_nine_frames_and_the_fixed_names() -> None:
-    assert cli.preset_names() == ["digits", "mnist"]
-    for name in cli.preset_names():
-        preset = yaml.safe_load((cli.PRESETS / f"{name}.yaml").read_text())
+    assert presets.preset_names() == ["digits", "mnist", "mnist_paper"]
+    for name in presets.preset_names():
+        preset = yaml.safe_load(presets.config_file(name).read_text())
+        assert preset["trainer"]["max_steps"] > 0
         assert preset["data"]["num_frames"] == 9
         assert {"lr"} <= set(preset["model"])
         assert {"batch_size", "dataset"} <= set(preset["data"])

@@ -84,6 +84,7 @@ def test_the_learned_scale_is_calibrated():
         ({"solver": "rk5"}, "method"),
         ({"solver": "dopri5"}, "step_size"),
         ({"pde_weight": 1.0, "time_dependent": False}, "potential"),
+        ({"latent_din": 4}, "latent_din"),
     ],
 )
 def test_build_errors(arguments, word):

@@ -1,23 +1,28 @@
 """The LightningModule and the DataModule."""
 
+import contextlib
+import dataclasses
 import math
+import random
+import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
 import cflow
 from cflow import metrics
-from cflow.data import make_sequence
+from cflow.data import Sequences, make_sequence
 from cflow.data.digits import load_digits
 
 pl = pytest.importorskip("pytorch_lightning")
 
 from cflow.training import results  # noqa: E402
-from cflow.training.callbacks import checkpoint_callbacks  # noqa: E402
+from cflow.training.batches import Drawn, Stream, draw_frames, mixed  # noqa: E402
+from cflow.training.checkpoints import checkpoint_callbacks  # noqa: E402
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
-from cflow.training.module import FlowVAEModule, draw_frames, learning_rate_factor  # noqa: E402
-from cflow.training.threads import FasterThreads  # noqa: E402
+from cflow.training.module import FlowVAEModule, learning_rate_factor  # noqa: E402
 
 # Lightning's use of PyTorch's pytree, and its advice on workers, loggers and short epochs.
 pytestmark = [
@@ -85,11 +90,11 @@ def test_a_fit_learns_and_its_weights_load_without_lightning(tmp_path) -> None:
     path = tmp_path / "model.ckpt"
     fit.save_checkpoint(path)
     vae = cflow.load(path)
-    x = data.to_float(data.examples(3, torch.device("cpu")))
+    x = load_digits("test")[:3] / 255
     module.eval()
     torch.testing.assert_close(vae.traverse(x, 1, [0, 4]), module.vae.traverse(x, 1, [0, 4]))
     stored = torch.load(path, weights_only=True)["hyper_parameters"]["model_config"]
-    assert stored == module.model_config
+    assert stored == dataclasses.asdict(module.config)
 
 
 def test_a_training_step_weights_its_random_frames(tmp_path, monkeypatch) -> None:
@@ -105,7 +110,7 @@ def test_a_training_step_weights_its_random_frames(tmp_path, monkeypatch) -> Non
     x, k, t, mask = seen[0]
     assert torch.equal(mask, torch.tensor([0.0, 3.0, 2.0]).expand(96, 3))  # the input, and one frame of either stretch
     assert k.unique().tolist() == [0, 1, 2]
-    torch.testing.assert_close(x, data.sequences(x[:, 0], k, t), atol=1e-4, rtol=0)
+    torch.testing.assert_close(x, data.source.frames(x[:, 0], k, t), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -114,10 +119,10 @@ def test_errors_are_those_of_the_images_held_out_for_them(split, tmp_path) -> No
     data = SequenceDataModule(val_samples=20, test_samples=20, batch_size=8, num_frames=3)  # batches of 8, 8 and 4
     measure = trainer(tmp_path).validate if split == "val" else trainer(tmp_path).test
     found = measure(module, data, verbose=False)[0]
-    x0, model = data.to_float(load_digits(split)[:20]), module.vae.eval()
+    x0, model = load_digits(split)[:20] / 255, module.vae.eval()
     wanted, copied = {}, {}
-    for k, name in enumerate(data.transformations):
-        x = make_sequence(x0, k, data.times)
+    for k, name in enumerate(data.source.names):
+        x = make_sequence(x0, k, data.source.times)
         wanted[f"equivariance_error/{name}"] = metrics.equivariance_error(model, x, k).sum(0).mean().item()
         copied[f"copy_input/{name}"] = metrics.copy_input(x).sum(0).mean().item()
     if split == "val":
@@ -158,15 +163,15 @@ def test_pictures_are_of_test_images_each_row_along_its_own_flow(tmp_path, monke
     results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=2)
     true, made = drawn
     assert true.shape == made.shape == (3, 2, 4, 3, 28, 28)
-    test = data.to_float(load_digits("test"))
+    test = load_digits("test") / 255
     shown = torch.cdist(true[:, :, 0].flatten(2), test.flatten(1))
     assert shown.amin(-1).max() < 0.01  # 0 but for rounding
     index = shown.argmin(-1)
     assert index.unique().numel() == 6
     for k in range(3):
         x0 = test[index[k]]
-        torch.testing.assert_close(true[k], make_sequence(x0, k, data.times))
-        torch.testing.assert_close(made[k], module.vae.traverse(x0, k, data.times).transpose(0, 1))
+        torch.testing.assert_close(true[k], make_sequence(x0, k, data.source.times))
+        torch.testing.assert_close(made[k], module.vae.traverse(x0, k, data.source.times).transpose(0, 1))
 
 
 def test_the_table_compares_with_the_best_trivial_answer() -> None:
@@ -184,52 +189,140 @@ def test_fits_with_the_same_seed_are_equal(tmp_path) -> None:
     assert torch.equal(*weights)
 
 
-def test_the_schedule_follows_the_time_where_time_ends_the_fit(tmp_path) -> None:
-    class Rates(pl.Callback):
-        seen: list[float] = []  # noqa: RUF012
-
-        def on_train_batch_end(self, trainer, module, *_):
-            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-    rates = Rates()
-    module = FlowVAEModule(**SMALL, lr=1e-3)
-    limits = {"max_time": {"seconds": 2}, "max_epochs": -1, "limit_val_batches": 0}
-    trainer(tmp_path, callbacks=[rates], **limits).fit(module, SequenceDataModule())
-    assert max(rates.seen) > 9e-4
-    assert rates.seen[-1] < 3e-4
+def test_a_fit_without_an_end_in_steps_needs_a_constant_rate(tmp_path) -> None:
+    limits = {"max_time": {"seconds": 1}, "max_epochs": -1, "limit_val_batches": 0}
+    with pytest.raises(cflow.ArgumentError, match=r"give trainer\.max_steps"):
+        trainer(tmp_path, **limits).fit(FlowVAEModule(**SMALL), SequenceDataModule())
+    trainer(tmp_path, **limits).fit(FlowVAEModule(**SMALL, schedule="constant"), SequenceDataModule())
 
 
-def test_batches_are_whole_tensors_and_follow_the_seed() -> None:
-    data = SequenceDataModule(batch_size=50)
-    data.setup("fit")
-    torch.manual_seed(3)
-    first = next(iter(data.train_dataloader()))
-    torch.manual_seed(3)
-    again = next(iter(data.train_dataloader()))
-    assert first.shape == (50, 3, 28, 28)
-    assert first.dtype == torch.uint8
-    assert torch.equal(first, again)
-    assert sum(len(batch) for batch in data.train_dataloader()) == 1257
-    assert torch.equal(next(iter(data.val_dataloader())), next(iter(data.val_dataloader())))
+class Stopped(pl.Callback):
+    """Interrupts a fit before some step, as Ctrl-C does, and has it saved."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_start(self, trainer, module, *_):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer, module, exception):
+        trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_fit_that_goes_on_is_the_one_that_was_never_interrupted(tmp_path, num_workers) -> None:
+    """Bit for bit, with a rate that falls to the end, noise in the model, and a validation only one of the two has."""
+    settings = {"max_steps": 24, "limit_val_batches": 1, "check_val_every_n_epoch": None}
+
+    def fit(seed, ckpt_path=None, **more):
+        pl.seed_everything(seed, verbose=False)
+        module = FlowVAEModule(**SMALL)
+        module.vae.decoder.body.insert(1, torch.nn.Dropout(0.2))
+        data = SequenceDataModule(val_samples=32, num_workers=num_workers)
+        with contextlib.suppress(SystemExit):
+            trainer(tmp_path, **(settings | more)).fit(module, data, ckpt_path=ckpt_path)
+        random_numbers = random.random(), np.random.rand(), torch.rand(1).item()  # noqa: NPY002
+        return torch.nn.utils.parameters_to_vector(module.parameters()), random_numbers
+
+    path = tmp_path / "stopped.ckpt"
+    whole, numbers = fit(7, val_check_interval=20)
+    fit(7, val_check_interval=10, callbacks=[Stopped(17, path)])
+    again, numbers_again = fit(99, ckpt_path=path, val_check_interval=20)
+    assert torch.load(path, weights_only=True)["global_step"] == 17
+    assert torch.equal(whole, again)
+    assert numbers == numbers_again
+
+
+def test_processes_share_a_batch() -> None:
+    whole = Stream(50, 8, seed=3, start=lambda: 0)
+    parts = [Stream(50, 4, seed=3, start=lambda: 0, rank=rank, world_size=2) for rank in range(2)]
+    for number in range(20):
+        assert whole.batch(number) == parts[0].batch(number) + parts[1].batch(number)
+    assert len(whole) == len(parts[0]) == 7
+    first = [thing for number in range(7) for thing in whole.batch(number)]
+    assert sorted(first[:50]) == list(range(50))
+    assert first[:50] != list(range(50))
+    assert sorted(first[50:] + [thing for n in range(7, 13) for thing in whole.batch(n)][:44]) == list(range(50))
+
+
+def test_draws_follow_from_the_number_of_the_batch() -> None:
+    source = SequenceDataModule().source.split("train")
+    drawn = Drawn(source, 2, seed=5)
+    a, b, c = (drawn.__getitems__([(number, thing) for thing in range(8)]) for number in (3, 3, 4))
+    assert torch.equal(a.t, b.t)
+    assert torch.equal(a.k, b.k)
+    assert not torch.equal(a.t, c.t)
+    assert torch.equal(a.stored, c.stored)
+    other = Drawn(source, 2, seed=5, rank=1).__getitems__([(3, thing) for thing in range(8)])
+    assert not torch.equal(a.t, other.t)
+    assert len({mixed(seed, number) for seed in range(30) for number in range(30)}) == 900
+
+
+class Counting(Sequences):
+    """Ten numbers, each a grey level; a sequence counts up or down. What lies in files: `read` does all the work."""
+
+    names, image_shape, num_frames = ("up", "down"), (1, 4, 4), 5
+
+    def split(self, name):
+        return self
+
+    def __len__(self):
+        return 10
+
+    def read(self, index, k, t):
+        t = t.expand(len(index), -1)
+        level = index[:, None] + torch.where(k[:, None] == 0, t, -t)
+        return (level + 20)[:, :, None, None, None].expand(-1, -1, 1, 4, 4).byte()
+
+    def frames(self, stored, k, t):
+        return stored.float() / 255
+
+
+def test_a_set_of_sequences_of_ones_own_is_trained_on(tmp_path) -> None:
+    data = SequenceDataModule(source=Counting(), batch_size=4, num_workers=1)
+    module = FlowVAEModule(**SMALL, image_shape=data.image_shape, num_flows=2)
+    fit = trainer(tmp_path, max_steps=3, limit_val_batches=1)
+    fit.fit(module, data)
+    assert fit.global_step == 3
+    numbers = fit.test(module, data, verbose=False)[0]
+    # copying 20 … 29 against what counts up by 1, 2, 3, 4: 10 levels of 16 pixels in all
+    assert numbers["copy_input/up"] == pytest.approx(10 * 16 / 255, rel=1e-4)
+    figures = results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=2)
+    assert all(path.is_file() for path in figures)
+
+
+def test_batches_are_what_is_stored() -> None:
+    data = SequenceDataModule(batch_size=50, val_samples=70)
+    first, second = data.val_dataloader()
+    assert first.stored.shape == (150, 3, 28, 28)
+    assert len(second.stored) == 60
+    assert first.stored.dtype == torch.uint8
+    assert torch.equal(first.stored[50:100], load_digits("val")[:50])
+    assert first.k.tolist() == [0] * 50 + [1] * 50 + [2] * 50
 
 
 def test_own_transformations_are_followed() -> None:
     names = {"flip": lambda x, t: torch.where(t.view(-1, 1, 1, 1) > 0, x.flip(-1), x)}
     data = SequenceDataModule(num_frames=3, transformations=names)
-    x0 = data.examples(2, torch.device("cpu"))
-    frames = data.sequences(x0, torch.zeros(2, dtype=torch.long), data.times)
+    frames = data.source.split("test").sequences(torch.arange(2), torch.zeros(2, dtype=torch.long), data.source.times)
     assert frames.shape == (2, 3, 3, 28, 28)
-    torch.testing.assert_close(frames[:, 2], x0.flip(-1) / 255)
+    torch.testing.assert_close(frames[:, 2], load_digits("test")[:2].flip(-1) / 255)
     with pytest.raises(cflow.ArgumentError, match=r"set model\.num_flows=1"):
         trainer("", max_steps=1).fit(FlowVAEModule(**SMALL), data)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"batch_size": 0}, "data.batch_size=0"), ({"num_frames": 1}, "data.num_frames=1")],
+    [
+        ({"batch_size": 0}, "data.batch_size=0"),
+        ({"num_frames": 1}, "data.num_frames=1"),
+        ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"dataset": "mist"}, "data.dataset='mist': expected digits or mnist. Did you mean 'mnist'?"),
+    ],
 )
 def test_data_refuses_impossible_numbers(settings, message) -> None:
-    with pytest.raises(cflow.ArgumentError, match=message):
+    with pytest.raises(cflow.ArgumentError, match=re.escape(message)):
         SequenceDataModule(**settings)
 
 
@@ -256,40 +349,3 @@ def test_results_go_where_asked_else_into_the_run_else_here(tmp_path, monkeypatc
     ):
         assert results.output_folder(out_dir, checkpoint).resolve() == wanted
         assert wanted.is_dir()
-
-
-@pytest.fixture
-def two_threads():
-    """Two threads, and the old number afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize(("cost", "wanted"), [({1: 1.0, 2: 0.6}, 2), ({1: 1.0, 2: 8.0}, 1)])
-def test_the_faster_number_of_threads_is_kept(cost, wanted) -> None:
-    chooser = FasterThreads(interval=10.0)
-    chooser.other, chooser._next = 1, 10.0
-    now, counts = 0.0, []
-    for _ in range(300):
-        now += cost[torch.get_num_threads()]
-        counts.append(torch.get_num_threads())
-        chooser.record(cost[torch.get_num_threads()], now)
-    assert counts[-1] == wanted
-    assert counts[20:].count(wanted) > 0.9 * len(counts[20:])
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_threads_follow_a_machine_that_gets_busy() -> None:
-    chooser = FasterThreads(interval=10.0)
-    chooser.other, chooser._next = 1, 10.0
-    now, counts = 0.0, []
-    for step in range(400):
-        seconds = {1: 1.0, 2: 0.6 if step < 100 else 8.0}[torch.get_num_threads()]
-        now += seconds
-        counts.append(torch.get_num_threads())
-        chooser.record(seconds, now)
-    assert counts[99] == 2
-    assert counts[120:].count(1) > 0.9 * len(counts[120:])

@@ -1,5 +1,9 @@
-"""Data: images, and sequences made of them by transformations. Knows nothing of models."""
+"""Data: sets of sequences, and the images and transformations they are made of. Knows nothing of models."""
 
-from .sequences import PAPER, hue, make_sequence, rotation, scaling
+from .digits import Digits
+from .mnist import MNIST
+from .source import Sequences
+from .stills import Stills
+from .transformations import PAPER, hue, make_sequence, rotation, scaling
 
-__all__ = ["PAPER", "hue", "make_sequence", "rotation", "scaling"]
+__all__ = ["MNIST", "PAPER", "Digits", "Sequences", "Stills", "hue", "make_sequence", "rotation", "scaling"]

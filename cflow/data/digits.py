@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from ..errors import DataError
 from .images import Split, check_split, red
+from .stills import Stills
+from .transformations import Transformation
 
 SIZES = {"train": 1257, "val": 180, "test": 360}
 
@@ -43,3 +47,22 @@ def load_digits(split: Split, root: object = None) -> Tensor:
     grey = torch.from_numpy(bunch.images[chosen]).float()[:, None] * (255 / 16)
     grey = interpolate(grey, size=(20, 20), mode="bilinear", align_corners=False)
     return red(pad(grey, (4, 4, 4, 4)).round().to(torch.uint8))
+
+
+class Digits(Stills):
+    """The digits under transformations, see `load_digits`.
+
+    Arguments:
+        root: not used.
+        transformations: a dict name → function (x0 (B, C, H, W), t (B,)) -> x_t; the paper's by default.
+        num_frames: T+1.
+
+    Example:
+        >>> len(Digits().split("val"))
+        180
+    """
+
+    def __init__(
+        self, root: object = None, transformations: Mapping[str, Transformation] | None = None, num_frames: int = 9
+    ) -> None:
+        super().__init__(load_digits, transformations, num_frames, (3, 28, 28))

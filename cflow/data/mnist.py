@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 
@@ -12,6 +14,8 @@ from torch import Tensor
 
 from ..errors import ArgumentTypeError, DataError
 from .images import Split, check_split, red
+from .stills import Stills
+from .transformations import Transformation
 
 VAL = 5000
 FILES = [f"{name}-ubyte" for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")]
@@ -57,3 +61,21 @@ def load_mnist(split: Split, root: str | os.PathLike[str] = "data") -> Tensor:
             raise DataError(f"data.root={str(root)!r}: expected 60,000 training images, got {len(images)}")
         images = images[-VAL:] if split == "val" else images[:-VAL]
     return red(torch.as_tensor(images)[:, None])
+
+
+class MNIST(Stills):
+    """MNIST under transformations, see `load_mnist`.
+
+    Arguments:
+        root: folder with torchvision's layout; downloaded there where it is absent.
+        transformations: a dict name → function (x0 (B, C, H, W), t (B,)) -> x_t; the paper's by default.
+        num_frames: T+1.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str] = "data",
+        transformations: Mapping[str, Transformation] | None = None,
+        num_frames: int = 9,
+    ) -> None:
+        super().__init__(partial(load_mnist, root=root), transformations, num_frames, (3, 28, 28))

@@ -1,6 +1,6 @@
 """Networks for images: encoders and decoders that return distributions, and whole models from plain values."""
 
-from .build import NETWORKS, POTENTIALS, build_potential, build_vae
+from .build import NETWORKS, POTENTIALS, ModelConfig, build_potential, build_vae
 from .networks import (
     ConvDecoder,
     Decoder,
@@ -25,6 +25,7 @@ __all__ = [
     "Likelihood",
     "MLPDecoder",
     "MLPEncoder",
+    "ModelConfig",
     "PaperDecoder",
     "PaperEncoder",
     "build_potential",

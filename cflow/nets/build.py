@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 
 from ..checks import positive_int
-from ..errors import ArgumentError
+from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from ..fields import Divergence
 from ..flow import PotentialFlow
 from ..pde import HamiltonJacobi
@@ -19,7 +21,8 @@ from ..vae import FlowVAE
 from . import networks as net
 
 POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
-NETWORKS = ("mlp", "conv", "paper")
+Network = Literal["mlp", "conv", "paper"]
+NETWORKS = get_args(Network)
 
 
 def build_potential(
@@ -50,70 +53,114 @@ def build_potential(
     return SumPotential(*terms) if len(terms) > 1 else terms[0]
 
 
-def build_vae(
-    *,
-    network: str = "mlp",
-    image_shape: net.ImageShape | list[int] = (3, 28, 28),
-    latent_dim: int = 32,
-    width: int = 512,
-    num_flows: int = 3,
-    potential: str = "ridge",
-    potential_hidden: int = 128,
-    time_dependent: bool = True,
-    likelihood: net.Likelihood = "gaussian",
-    solver: str = "rk4",
-    step_size: float | None = 1.0,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    gradient: GradientMode = "auto",
-    divergence: Divergence = "exact",
-    kl_weight: float = 1.0,
-    path_kl_weight: float = 0.0,
-    pde_weight: float = 0.0,
-) -> FlowVAE:
-    """A `FlowVAE` from plain values, as checkpoints store them.
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole `FlowVAE` in plain values: what a checkpoint stores and the command line calls ``--model.…``.
 
     Arguments:
         network: "mlp", "conv" (MLP encoder, pixel-shuffle decoder) or "paper" (strided convolutions).
         image_shape: (C, H, W); for "conv" and "paper" H and W are divisible by 4.
-        latent_dim: D.
+        latent_dim: dimension D of the latent space.
         width: units of the hidden layers of "mlp" and "conv".
-        num_flows: K.
-        potential, potential_hidden, time_dependent: see `build_potential`.
-        likelihood: see `Decoder`.
-        solver, step_size, rtol, atol, gradient: see `Solver`; step_size is None for adaptive methods.
-        divergence: see `PotentialFlow`.
-        kl_weight, path_kl_weight, pde_weight: see `FlowVAE`.
+        num_flows: number K of flows, one a transformation of the data.
+        potential: potential of every flow: quadratic, ridge, mlp, or a sum such as quadratic+ridge.
+        potential_hidden: ridge functions a flow, where there are any.
+        time_dependent: whether ridge and mlp potentials see the time.
+        likelihood: likelihood of the pixels.
+        solver: torchdiffeq's name of the solver of the latent flow.
+        step_size: step of a fixed-step solver, in frames; None for adaptive ones.
+        rtol: relative tolerance of an adaptive solver.
+        atol: absolute tolerance of an adaptive solver.
+        gradient: how gradients go through solves, see `Solver`.
+        divergence: "exact", or "hutchinson" for an estimate, where a log-density is integrated.
+        kl_weight: weight of KL(q(z_0|x_0) ‖ p(z_0)).
+        path_kl_weight: weight of the KL terms along the path; 0 leaves them out.
+        pde_weight: weight of the Hamilton-Jacobi residual; 0 leaves it out.
 
     Raises:
-        ArgumentError: a value that does not go with the others.
+        ArgumentError: a size that is no int ≥ 1.
+
+    Example:
+        >>> ModelConfig(latent_dim=8, width=32).build().sample(2, 0, t=[0, 1]).shape
+        torch.Size([2, 2, 3, 28, 28])
+    """
+
+    network: Network = "mlp"
+    image_shape: net.ImageShape | list[int] = (3, 28, 28)
+    latent_dim: int = 32
+    width: int = 512
+    num_flows: int = 3
+    potential: str = "ridge"
+    potential_hidden: int = 128
+    time_dependent: bool = True
+    likelihood: net.Likelihood = "gaussian"
+    solver: str = "rk4"
+    step_size: float | None = 1.0
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    gradient: GradientMode = "auto"
+    divergence: Divergence = "exact"
+    kl_weight: float = 1.0
+    path_kl_weight: float = 0.0
+    pde_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("latent_dim", "width", "num_flows", "potential_hidden"):
+            positive_int(name, getattr(self, name))
+
+    def build(self) -> FlowVAE:
+        """The model, with fresh weights.
+
+        Raises:
+            ArgumentError: a value that does not go with the others.
+        """
+        encoder, decoder = _networks(self)
+        u = build_potential(
+            self.potential,
+            self.latent_dim,
+            self.num_flows,
+            hidden=self.potential_hidden,
+            time_dependent=self.time_dependent,
+        )
+        solver = Solver(self.solver, step_size=self.step_size, rtol=self.rtol, atol=self.atol, gradient=self.gradient)
+        return FlowVAE(
+            encoder,
+            decoder,
+            PotentialFlow(u, solver=solver, divergence=self.divergence),
+            pde=HamiltonJacobi(u, MLPPotential(self.latent_dim, self.num_flows)) if self.pde_weight else None,
+            kl_weight=self.kl_weight,
+            path_kl_weight=self.path_kl_weight,
+            pde_weight=self.pde_weight,
+        )
+
+
+def build_vae(**options: Any) -> FlowVAE:
+    """A `FlowVAE` from the plain values of `ModelConfig`, named.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an unknown name, or a value that does not go with the others.
 
     Example:
         >>> vae = build_vae(network="mlp", latent_dim=8, width=32)
         >>> vae.sample(2, 0, t=[0, 1]).shape
         torch.Size([2, 2, 3, 28, 28])
     """
-    sizes = {"latent_dim": latent_dim, "width": width, "num_flows": num_flows, "potential_hidden": potential_hidden}
-    for name, size in sizes.items():
-        positive_int(name, size)
-    encoder, decoder = _networks(network, net.checked_shape(image_shape), latent_dim, width, likelihood)
-    u = build_potential(potential, latent_dim, num_flows, hidden=potential_hidden, time_dependent=time_dependent)
-    settings = Solver(solver, step_size=step_size, rtol=rtol, atol=atol, gradient=gradient)
-    pde = HamiltonJacobi(u, MLPPotential(latent_dim, num_flows)) if pde_weight else None
-    flow = PotentialFlow(u, solver=settings, divergence=divergence)
-    return FlowVAE(
-        encoder, decoder, flow, pde=pde, kl_weight=kl_weight, path_kl_weight=path_kl_weight, pde_weight=pde_weight
-    )
+    names = [field.name for field in fields(ModelConfig)]
+    for name in options:
+        if name not in names:
+            raise ArgumentTypeError(f"{name}: build_vae has no such option.{did_you_mean(name, names)}")
+    return ModelConfig(**options).build()
 
 
-def _networks(
-    network: str, shape: net.ImageShape, latent_dim: int, width: int, likelihood: net.Likelihood
-) -> tuple[net.Encoder, net.Decoder]:
-    match network:
+def _networks(config: ModelConfig) -> tuple[net.Encoder, net.Decoder]:
+    shape, latent_dim, width = net.checked_shape(config.image_shape), config.latent_dim, config.width
+    match config.network:
         case "mlp":
-            return net.MLPEncoder(shape, latent_dim, width), net.MLPDecoder(shape, latent_dim, width, likelihood)
+            return net.MLPEncoder(shape, latent_dim, width), net.MLPDecoder(shape, latent_dim, width, config.likelihood)
         case "conv":
-            return net.MLPEncoder(shape, latent_dim, width), net.ConvDecoder(shape, latent_dim, width, likelihood)
+            return net.MLPEncoder(shape, latent_dim, width), net.ConvDecoder(
+                shape, latent_dim, width, config.likelihood
+            )
         case "paper":
-            return net.PaperEncoder(shape, latent_dim), net.PaperDecoder(shape, latent_dim, likelihood)
-    raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {network!r}")
+            return net.PaperEncoder(shape, latent_dim), net.PaperDecoder(shape, latent_dim, config.likelihood)
+    raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {config.network!r}")

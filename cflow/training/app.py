@@ -2,89 +2,94 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
 import sys
 import warnings
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from .. import __version__
-from ..checkpoint import find_checkpoint
-from ..errors import ArgumentError, CflowError, did_you_mean
-from . import runs
-from .callbacks import FitProgressBar, RunConfig, checkpoint_callbacks
+from ..checkpoint import DEFAULT_ROOT, Kind, find_checkpoint
+from ..errors import ArgumentError, CflowError
+from . import presets, progress, results, runs
+from .checkpoints import RunConfig, WholeFiles, checkpoint_callbacks
 from .datamodule import SequenceDataModule
+from .messages import explain, read_config
 from .module import FlowVAEModule
-from .threads import FasterThreads
 from .trainer import FlowTrainer
+
+# The trainer's options that `--help` shows; all of them with --help_all.
+COMMON = (
+    *("max_steps", "max_epochs", "max_time", "accelerator", "devices", "strategy", "precision", "val_check_interval"),
+    *("default_root_dir", "gradient_clip_val", "accumulate_grad_batches", "logger", "enable_progress_bar"),
+)
+
+IN_PYTHON = ("data.transformations", "data.source")
+
+
+class ConfigFile(ActionConfigFile):  # type: ignore[misc]
+    """``--config``: a file whose values are checked here, so that an error names it; a preset is a set of defaults."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Take a file over."""
+        path = presets.config_file(values)
+        if not presets.is_preset(values):
+            read_config(path, parser.options())
+            super().__call__(parser, cfg, str(path), option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
-    """Lightning's parser, with errors of one line and no abbreviated options."""
+    """Lightning's parser, with errors of one line, no abbreviated options, and a help that begins with the model."""
+
+    everything = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # An abbreviation that works today is another option tomorrow.
         kwargs.update(allow_abbrev=False, version=__version__, dump_header=[f"cflow {__version__}"])
         super().__init__(*args, **kwargs)
 
+    def options(self) -> list[str]:
+        """Return the names of all options."""
+        return [key for key, _ in self.get_defaults().items()]
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong in one line and exit with code 2."""
         command = self.prog.replace("[options] ", "")
-        options = [key for key, _ in self.get_defaults().items()]
-        print(f"{command}: error: {explain(message, options)} (all options: {command} --help)", file=sys.stderr)
+        print(f"{command}: error: {explain(message, self.options())} (all options: {command} --help)", file=sys.stderr)
         sys.exit(2)
 
+    def format_help(self, formatter: Any = None) -> str:
+        """Return the help, without the options of Lightning's trainer that are rarely needed."""
+        hidden = [] if Parser.everything else [a for a in self._actions if self._is_rare(a.dest)]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        text: str = super().format_help(formatter)
+        for action, old in zip(hidden, texts, strict=True):
+            action.help = old
+        return text + ("\nThe other options of Lightning's trainer: --help_all\n" if hidden else "")
 
-def explain(message: str, options: Sequence[str] = ()) -> str:
-    """Return jsonargparse's message as one line that names the option and, if it is misspelt, the right one.
-
-    Example:
-        >>> explain("unrecognized arguments: --model.lrr 3", ["model.lr", "data.root"])
-        "unknown option --model.lrr. Did you mean '--model.lr'?"
-        >>> explain('Parser key "model.lr":\\n  Expected a <class \\'float\\'>. Got value: abc')
-        '--model.lr: expected a float, got abc'
-    """
-    text = " ".join(re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", message).split())
-    if found := re.match(r"unrecognized arguments: (.*)", text):
-        return _unknown_option(found[1], options)
-    if found := re.search(r"does not accept option '([\w.]+)'", text):
-        return _unknown_option(f"--{found[1]}", options)
-    if found := re.match(r'Parser key "([\w.]+)":\s*(.*)', text):
-        key, problem = found.groups()
-        if union := re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", problem):
-            wanted = union[1].replace("typing.", "").replace("NoneType", "null")
-            return f"--{key}: {union[2]!r} is none of {wanted}"
-        problem = re.sub(r"Expected an? (\w+)\. Got value: ", r"expected a \1, got ", problem)
-        return f"--{key}: {problem}"
-    return text
-
-
-def _unknown_option(given: str, options: Sequence[str]) -> str:
-    option = given.split()[0]
-    if not option.startswith("-"):
-        return f"unexpected argument {option!r}; options are written --name value"
-    name = option.lstrip("-").split("=")[0]
-    same_leaf = [o for o in options if o.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    if len(same_leaf) == 1:
-        return f"unknown option {option}. Did you mean '--{same_leaf[0]}'?"
-    return f"unknown option {option}." + did_you_mean(f"--{name}", [f"--{o}" for o in options])
+    @staticmethod
+    def _is_rare(option: str) -> bool:
+        section, _, name = option.partition(".")
+        return option in IN_PYTHON or (section == "trainer" and name.split(".")[0] not in ("", *COMMON))
 
 
 class CflowCLI(LightningCLI):
-    """LightningCLI in which a checkpoint's configuration is a default and never wins over what the user wrote.
-
-    The configuration of a checkpoint enters through the arguments (`cli.prepare`), before those of the user.
-    """
+    """LightningCLI in which presets and the configuration of a checkpoint are defaults: what the user wrote wins."""
 
     model: FlowVAEModule
     datamodule: SequenceDataModule
@@ -100,6 +105,29 @@ class CflowCLI(LightningCLI):
             "traverse": {"model", "datamodule"},
         }
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser whose ``--config`` knows presets."""
+        parser = self.parser_class(**kwargs)
+        parser.add_argument(
+            *("-c", "--config"), action=ConfigFile, help=f"A preset ({', '.join(presets.preset_names())}) or a file."
+        )
+        return parser
+
+    def setup_parser(
+        self, add_subcommands: bool, main_kwargs: dict[str, Any], subparser_kwargs: dict[str, Any]
+    ) -> None:
+        """Make the parsers; their usage would fill a page with the names of all options."""
+        super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
+        for command, parser in self._subcommand_parsers.items():
+            parser.usage = f"cflow {command} [--config PRESET|FILE] [--NAME VALUE …]"
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options of the model and the data first: they are what the help begins with."""
+        parser.add_lightning_class_args(FlowVAEModule, "model")
+        parser.add_lightning_class_args(SequenceDataModule, "data")
+        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+        parser.add_lightning_class_args(FlowTrainer, "trainer")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add cflow's own options and defaults."""
         parser.add_argument(
@@ -110,16 +138,38 @@ class CflowCLI(LightningCLI):
         )
         parser.set_defaults(
             {
-                "trainer.default_root_dir": runs.DEFAULT_ROOT,
+                "trainer.default_root_dir": DEFAULT_ROOT,
                 "trainer.enable_model_summary": False,
                 "trainer.num_sanity_val_steps": 0,
                 "trainer.check_val_every_n_epoch": None,
+                "trainer.use_distributed_sampler": False,  # the data module gives every process its part
             }
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the arguments without Lightning's warning about arguments given in Python."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        """Make presets, and what the checkpoint stores, defaults; then parse what the user wrote."""
+        words = [str(word) for word in args] if isinstance(args, list) else []
+        command, wanted = words[0], cast(Parser, self._subcommand_parsers[words[0]])
+        names = [*given(words, "--config"), *given(words, "-c")]
+        checkpoint = last(words, "--ckpt_path")
+        if command == "fit" and not names and checkpoint is None:
+            names = [presets.DEFAULT]
+        for preset in filter(presets.is_preset, names):
+            wanted.set_defaults(read_config(presets.config_file(preset), wanted.options()))
+        name = Path(names[-1]).stem if names else None
+        if checkpoint is not None:
+            root = Path(last(words, "--trainer.default_root_dir") or DEFAULT_ROOT)
+            prefer: Kind = "last" if command == "fit" else "best"
+            file = runs.named_checkpoint(checkpoint, root, last(words, "--run_name") or name, prefer=prefer)
+            checkpoint, known = str(file), wanted.options()
+            wanted.set_defaults({key: value for key, value in runs.stored_options(file).items() if key in known})
+        elif command != "fit" and not any(word.startswith(("--print_config", "--help", "-h")) for word in words):
+            raise ArgumentError(f"`cflow {command}` needs --ckpt_path: a checkpoint, a run's folder, or `last`.")
+        if name is not None:
+            wanted.set_defaults({"run_name": name})
+        self.config = parser.parse_args(words)
+        if checkpoint is not None:
+            self.config[command]["ckpt_path"] = checkpoint
 
     def _parse_ckpt_path(self) -> None:
         """Leave the parsed values alone: Lightning would put the checkpoint's over the user's, in silence."""
@@ -137,8 +187,10 @@ class CflowCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer; for `fit`, look at the data first, then claim the folder of a new run."""
         section = self._get(self.config, "trainer")
-        bar = [FitProgressBar()] if section["enable_progress_bar"] is not False else []
-        self.trainer_defaults["callbacks"] = [*bar, FasterThreads()]
+        plugins = section["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, WholeFiles()]
         if self.subcommand != "fit" or section["fast_dev_run"]:
             kwargs.setdefault("logger", False)
             self.save_config_callback = None
@@ -149,10 +201,13 @@ class CflowCLI(LightningCLI):
         # Other processes of the same fit get the folder of the first one, by broadcast.
         self.run = runs.claim_run(root, name) if is_first_process() else root / name / "version_0"
         self.save_config_kwargs = {"folder": self.run}
+        if section["enable_progress_bar"] is not False:
+            self.trainer_defaults["callbacks"] = [progress.FitProgress(results.short(self.run))]
         if section["logger"] in (None, True):
             kwargs["logger"] = TensorBoardLogger(root, name=name, version=self.run.name)
         if section["enable_checkpointing"] is not False:
-            self.trainer_defaults["callbacks"] += checkpoint_callbacks(self.run / "checkpoints")
+            callbacks = self.trainer_defaults.setdefault("callbacks", [])
+            callbacks += checkpoint_callbacks(self.run / "checkpoints")
         return self._make_trainer(**kwargs)
 
     def _make_trainer(self, **kwargs: Any) -> Trainer:
@@ -175,12 +230,36 @@ class CflowCLI(LightningCLI):
                 )
 
     def after_fit(self) -> None:
-        """Test the best checkpoint and write the results into the run."""
+        """Test the best checkpoint, write the results into the run, and say how long the training took."""
         if self.run is None:
             return
         run = self.trainer.strategy.broadcast(self.run)
+        wanted, steps, seconds = progress.wanted_steps(self.trainer), self.trainer.global_step, self.model.seconds
+        if wanted and steps < wanted:
+            rank_zero_only(print)(
+                f"trainer.max_time ended the training after {steps:,} of {wanted:,} steps: what follows is of an "
+                f"unfinished model. Go on with: cflow fit --ckpt_path {results.short(run)} --trainer.max_time null"
+            )
         if found := find_checkpoint(run):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(found), out_dir=str(run))
+        rank_zero_only(print)(progress.last_line(steps, wanted, seconds))
+
+
+def given(words: Sequence[str], option: str) -> list[str]:
+    """Return the values that an option has on the command line, written `--name value` or `--name=value`.
+
+    Example:
+        >>> given(["fit", "--config=digits", "--config", "mine.yaml"], "--config")
+        ['digits', 'mine.yaml']
+    """
+    values = [(i, value) for i, (name, value) in enumerate(pairwise(words)) if name == option]
+    values += [(i, word.split("=", 1)[1]) for i, word in enumerate(words) if word.startswith(f"{option}=")]
+    return [value for _, value in sorted(values)]
+
+
+def last(words: Sequence[str], option: str) -> str | None:
+    """Return the value of an option that counts."""
+    return next(reversed(given(words, option)), None)
 
 
 def is_first_process() -> bool:
@@ -198,28 +277,22 @@ def bfloat16_in_software(accelerator: object) -> bool:
     return on_cpu and supported is not None and not supported()
 
 
-def run(args: Sequence[str]) -> None:
-    """Run a command whose arguments `cli.prepare` has prepared."""
+def run(words: Sequence[str]) -> None:
+    """Run a command: `fit`, `test` or `traverse` with its options."""
     _quieten()
-    threads = torch.get_num_threads()
-    try:
-        CflowCLI(
-            FlowVAEModule,
-            SequenceDataModule,
-            trainer_class=FlowTrainer,
-            save_config_callback=RunConfig,
-            seed_everything_default=0,
-            parser_class=Parser,
-            parser_kwargs={
-                "prog": "cflow",
-                "description": "Potential flows in latent spaces: train, measure and look at them.",
-            },
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=list(args),
-        )
-    finally:
-        torch.set_num_threads(threads)
+    Parser.everything = "--help_all" in words
+    CflowCLI(
+        FlowVAEModule,
+        SequenceDataModule,
+        trainer_class=FlowTrainer,
+        save_config_callback=RunConfig,
+        seed_everything_default=0,
+        parser_class=Parser,
+        parser_kwargs={"prog": "cflow", "description": "Potential flows in latent spaces."},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=["--help" if word == "--help_all" else word for word in words],
+    )
 
 
 def _quieten() -> None:

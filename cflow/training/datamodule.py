@@ -1,146 +1,116 @@
-"""The DataModule: single images in memory, from which sequences are made on the training device."""
+"""The DataModule: a set of sequences and the loaders of its parts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
-import torch
 from pytorch_lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import at_least
-from ..data.digits import load_digits
-from ..data.images import Split
-from ..data.mnist import load_mnist
-from ..data.sequences import PAPER, Transformation, make_sequence
+from ..data import MNIST, Digits, Sequences
+from ..errors import ArgumentError, did_you_mean
+from .batches import Batch, Drawn, Stream, Whole, generator, seen
 
-Batch = TypeVar("Batch")
+T = TypeVar("T")
 
-LOADERS: dict[str, Callable[..., Tensor]] = {"digits": load_digits, "mnist": load_mnist}
-
-
-class Images(Dataset[Tensor]):
-    """Images as one uint8 tensor (N, C, H, W); a batch is one indexing operation."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
-
-    def __getitems__(self, indices: list[int]) -> Tensor:
-        """Return a whole batch: PyTorch's loader asks for it where a data set can."""
-        return self.images[torch.tensor(indices)]
+DATASETS: dict[str, Callable[..., Sequences]] = {"digits": Digits, "mnist": MNIST}
 
 
-def _whole(batch: Batch) -> Batch:
-    """Pass a batch on that is a tensor already."""
+def _whole(batch: T) -> T:
+    """Pass a batch on that is made already."""
     return batch
 
 
 class SequenceDataModule(LightningDataModule):
-    """Images of a data set and the transformations that make sequences of them.
+    """Loaders for a set of sequences.
 
-    Batches are images (B, C, H, W), uint8; `sequences` turns them into frames on whatever device they are.
+    A batch is what is stored; frames are made of it on the device that needs them.
     """
 
     def __init__(
         self,
-        dataset: Literal["digits", "mnist"] = "digits",
+        dataset: str = "digits",
         root: str = "data",
         batch_size: int = 96,
         num_frames: int = 9,
         val_samples: int = 500,
         test_samples: int = 2000,
-        transformations: Any = None,  # its type in full would fill the command's help with classes of tensors
+        num_workers: int = 0,
+        transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
+        source: Any = None,
     ) -> None:
         """Name the data; nothing is read yet.
 
         Args:
             dataset: `digits` (1,797 real digits that come with scikit-learn) or `mnist`.
             root: folder of the data set, where it is a file on disk.
-            batch_size: images a training step, and process.
+            batch_size: things a training step, and process.
             num_frames: frames T+1 of a sequence, t = 0..T, at least 2.
-            val_samples: at most so many held-out images for the validation error.
-            test_samples: at most so many test images.
-            transformations: a dict name → function (x0 (B,C,H,W), t (B,)) → x_t, in Python; the usual ones by default.
+            val_samples: at most so many held-out things for the validation error.
+            test_samples: at most so many things for the test.
+            num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
+            transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
+            source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
         super().__init__()
         at_least("data.batch_size", batch_size, 1)
         at_least("data.num_frames", num_frames, 2)
         at_least("data.val_samples", val_samples, 1)
         at_least("data.test_samples", test_samples, 1)
-        self.dataset, self.root = dataset, root
-        self.batch_size, self.num_frames = batch_size, num_frames
+        at_least("data.num_workers", num_workers, 0)
+        if source is None:
+            if dataset not in DATASETS:
+                raise ArgumentError(
+                    f"data.dataset={dataset!r}: expected {' or '.join(DATASETS)}.{did_you_mean(dataset, DATASETS)}"
+                )
+            made = {} if transformations is None else {"transformations": transformations}
+            source = DATASETS[dataset](root=root, num_frames=num_frames, **made)
+        self.source: Sequences = source
+        self.batch_size, self.num_workers = batch_size, num_workers
         self.val_samples, self.test_samples = val_samples, test_samples
-        self.transformations: Mapping[str, Transformation] = dict(transformations or PAPER)
-        self._images: dict[Split, Tensor] = {}
 
     @property
-    def times(self) -> Tensor:
-        """Times of the frames (num_frames,): 0, 1, …, T."""
-        return torch.arange(self.num_frames, dtype=torch.float32)
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a frame."""
+        return self.source.image_shape
 
     @property
-    def num_test_images(self) -> int:
-        """Number of images that the test uses."""
-        return min(self.test_samples, len(self._split("test")))
+    def num_test_samples(self) -> int:
+        """How many things the test uses."""
+        return min(self.test_samples, len(self.source.split("test")))
 
     def prepare_data(self) -> None:
         """Download or find the data in one process, and fail early where they are missing."""
-        self._split("train")
+        self.source.split("train")
 
-    def setup(self, stage: str) -> None:
-        """Read the images of the stage into memory."""
-        stages: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",)}
-        for split in stages.get(stage, ("test",)):
-            self._split(split)
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the batches that follow those the trainer has seen, see `batches.Stream`."""
+        trainer = self.trainer
+        assert trainer is not None
+        model: Any = trainer.lightning_module
+        train, rank = self.source.split("train"), trainer.global_rank
+        stream = Stream(
+            len(train),
+            self.batch_size,
+            seed=model.seed,
+            start=partial(seen, trainer),
+            rank=rank,
+            world_size=trainer.world_size,
+        )
+        drawn = Drawn(train, model.frames_per_step, model.seed, rank)
+        return self._loader(drawn, batch_sampler=stream, persistent_workers=self.num_workers > 0)
 
-    def train_dataloader(self) -> DataLoader[Tensor]:
-        """Return shuffled batches; the last one of an epoch may be smaller."""
-        return self._loader(self._split("train"), shuffle=True)
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the held-out things for the validation error, always the same."""
+        return self._loader(Whole(self.source.split("val"), self.val_samples), batch_size=self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Tensor]:
-        """Return the held-out images for the validation error, always the same."""
-        return self._loader(self._split("val")[: self.val_samples], shuffle=False)
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the things for the test."""
+        return self._loader(Whole(self.source.split("test"), self.test_samples), batch_size=self.batch_size)
 
-    def test_dataloader(self) -> DataLoader[Tensor]:
-        """Return the test images."""
-        return self._loader(self._split("test")[: self.test_samples], shuffle=False)
-
-    def examples(self, count: int, device: torch.device) -> Tensor:
-        """Return up to `count` test images (N, C, H, W), uint8, spread over the test set."""
-        images = self._split("test")
-        order = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long()
-        return images[order].to(device)
-
-    def sequences(self, x0: Tensor, k: Tensor, t: Tensor) -> Tensor:
-        """Return the frames of images under transformations, on the images' device.
-
-        Arguments:
-            x0: images (B, C, H, W), uint8 or float in [0, 1].
-            k: number of each one's transformation, in the order of `transformations` (B,).
-            t: times (T+1,) or (T+1, B), in frames.
-
-        Returns:
-            Frames (B, T+1, C, H, W) in [0, 1], float32.
-        """
-        return make_sequence(self.to_float(x0), k, t, self.transformations)
-
-    @staticmethod
-    def to_float(images: Tensor) -> Tensor:
-        """Return images in [0, 1]."""
-        return images.float().div_(255) if images.dtype == torch.uint8 else images
-
-    def _loader(self, images: Tensor, *, shuffle: bool) -> DataLoader[Tensor]:
-        return DataLoader(Images(images), self.batch_size, shuffle=shuffle, collate_fn=_whole)
-
-    def _split(self, split: Split) -> Tensor:
-        if split not in self._images:
-            self._images[split] = LOADERS[self.dataset](split, root=self.root)
-        return self._images[split]
+    def _loader(self, dataset: Dataset[Batch], **settings: Any) -> DataLoader[Batch]:
+        # A loader draws a seed for its workers at every start: of a generator of its own, or fits would depend on it.
+        return DataLoader(dataset, num_workers=self.num_workers, collate_fn=_whole, generator=generator(0), **settings)

@@ -3,78 +3,61 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from .. import metrics, nets
+from .. import metrics
 from ..checks import at_least
 from ..errors import ArgumentError
+from ..nets import ModelConfig
 from ..vae import FlowVAE
-from .callbacks import progress
+from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
 
 LIKELIHOOD_SEQUENCES = 256
 
 
 class FlowVAEModule(LightningModule):
-    """Trains `cflow.nets.build_vae` on sequences made from single images.
+    """Trains the `FlowVAE` of a `ModelConfig` on a set of sequences.
 
     Every sample has its own transformation and its own random frames: the T+1 frames are cut into
     `frames_per_step` stretches, one frame of each is decoded and counts for its whole stretch, so that the
     objective stays unbiased.
 
-    A checkpoint holds the arguments of `build_vae` under ``hyper_parameters["model_config"]`` and its weights
+    What a step draws follows from the seed of the fit and the number of the step alone, and so does the learning
+    rate: no clock, and no state of a generator, decides about the weights.
+
+    A checkpoint holds the values of the `ModelConfig` under ``hyper_parameters["model_config"]`` and the weights
     with the prefix ``vae.``; `cflow.load` needs nothing else.
     """
 
     def __init__(
         self,
-        network: Literal["mlp", "conv", "paper"] = "mlp",
-        latent_dim: int = 32,
-        width: int = 512,
-        num_flows: int = 3,
-        potential: str = "quadratic",
-        potential_hidden: int = 64,
-        time_dependent: bool = False,
-        likelihood: str = "gaussian",
-        solver: str = "rk4",
-        step_size: float | None = 2.0,
-        kl_weight: float = 1.0,
-        path_kl_weight: float = 0.0,
-        pde_weight: float = 0.0,
         lr: float = 2e-3,
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup: float = 0.01,
         frames_per_step: int = 2,
         likelihood_samples: int = 16,
+        **model: Any,
     ) -> None:
         """Build the model.
 
         Args:
-            network: encoder and decoder.
-            latent_dim: dimension D of the latent space.
-            width: units of the hidden layers.
-            num_flows: number K of flows, one a transformation of the data.
-            potential: the potential of every flow: quadratic, ridge, mlp, or a sum such as quadratic+ridge.
-            potential_hidden: ridge functions a flow, where there are any.
-            time_dependent: whether ridge and mlp potentials see the time.
-            likelihood: likelihood of the pixels.
-            solver: torchdiffeq's name of the solver of the latent flow.
-            step_size: step of a fixed-step solver, in frames.
-            kl_weight: weight of KL(q(z_0|x_0) ‖ p(z_0)).
-            path_kl_weight: weight of the KL terms along the path; 0 leaves them out.
-            pde_weight: weight of the Hamilton-Jacobi residual; 0 leaves it out.
             lr: Adam's learning rate at the top of the schedule.
-            schedule: learning rate over the whole fit, which may be limited by steps, epochs or time.
+            schedule: learning rate over the steps of the fit.
             warmup: part of the fit in which the learning rate rises, in [0, 1).
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
+            model: the values of a `ModelConfig`.
         """
         super().__init__()
         if not lr > 0:
@@ -86,23 +69,10 @@ class FlowVAEModule(LightningModule):
         self.lr, self.schedule, self.warmup = lr, schedule, warmup
         self.frames_per_step = frames_per_step
         self.likelihood_samples = likelihood_samples
-        self.model_config: dict[str, Any] = {
-            "network": network,
-            "latent_dim": latent_dim,
-            "width": width,
-            "num_flows": num_flows,
-            "potential": potential,
-            "potential_hidden": potential_hidden,
-            "time_dependent": time_dependent,
-            "likelihood": likelihood,
-            "solver": solver,
-            "step_size": step_size,
-            "kl_weight": kl_weight,
-            "path_kl_weight": path_kl_weight,
-            "pde_weight": pde_weight,
-        }
-        self.save_hyperparameters({"model_config": self.model_config})
-        self.vae = nets.build_vae(**self.model_config)
+        self.config = ModelConfig(**model)
+        self.save_hyperparameters({"model_config": asdict(self.config)})
+        self.vae = self.config.build()
+        self.seed = 0
         self._seconds_before = 0.0
         self._start: float | None = None
 
@@ -125,82 +95,81 @@ class FlowVAEModule(LightningModule):
         Raises:
             ArgumentError: numbers of flows or frames do not belong together.
         """
-        names = list(self.data.transformations)
-        if len(names) != self.model_config["num_flows"]:
+        source = self.data.source
+        if len(source.names) != self.config.num_flows:
             raise ArgumentError(
-                f"model.num_flows={self.model_config['num_flows']}, but the data have {len(names)} "
-                f"transformations ({', '.join(names)}): set model.num_flows={len(names)}."
+                f"model.num_flows={self.config.num_flows}, but the data have {len(source.names)} "
+                f"transformations ({', '.join(source.names)}): set model.num_flows={len(source.names)}."
             )
-        if self.frames_per_step > self.data.num_frames:
+        if self.frames_per_step > source.num_frames:
             raise ArgumentError(
-                f"model.frames_per_step={self.frames_per_step} is more than data.num_frames={self.data.num_frames}."
+                f"model.frames_per_step={self.frames_per_step} is more than data.num_frames={source.num_frames}."
             )
+        self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam; its learning rate is set before every step, so that a resumed fit uses the new one."""
         return torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
 
     def on_train_start(self) -> None:
-        """Start the clock, and give every process its own random numbers."""
+        """Start the clock.
+
+        Raises:
+            ArgumentError: a learning rate that falls until the end, in a fit without a number of steps.
+        """
         self._start = time.monotonic()
-        if self.trainer.world_size > 1:
-            torch.manual_seed(torch.initial_seed() + self.global_rank)
+        if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
+            raise ArgumentError(
+                f"model.schedule={self.schedule!r} needs the number of steps: give trainer.max_steps (trainer.max_time "
+                "is a guard beside it), or model.schedule=constant."
+            )
 
     def on_train_end(self) -> None:
         """Stop the clock."""
         self._seconds_before, self._start = self.seconds, None
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
-        """Set the learning rate."""
-        rate = self.lr * learning_rate_factor(progress(self.trainer), self.schedule, self.warmup)
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rate, and the random numbers of the step."""
+        done = self.global_step / self.trainer.estimated_stepping_batches
+        rate = self.lr * learning_rate_factor(done, self.schedule, self.warmup)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
+        seed_generators(mixed(self.seed, seen(self.trainer), self.global_rank))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        """Return the loss of a batch of images (B, C, H, W): nats a sequence, averaged over the batch."""
-        data = self.data
-        k = torch.randint(len(data.transformations), (len(batch),), device=batch.device)
-        t, mask = draw_frames(data.times.to(batch.device), len(batch), self.frames_per_step)
-        elbo = self.vae.elbo(data.sequences(batch, k, t), k, t, mask)
-        loss: Tensor = elbo.loss
-        self.log("loss", loss, prog_bar=True)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch: nats a sequence, averaged over the batch."""
+        x = self.data.source.frames(batch.stored, batch.k, batch.t)
+        loss: Tensor = self.vae.elbo(x, batch.k, batch.t, batch.mask).loss
+        self.log("loss", loss, prog_bar=True, batch_size=len(x))
         return loss
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        """Log the mean equivariance error over all transformations of every image."""
-        x, k, t = self._sequences(batch)
-        error = metrics.equivariance_error(self.vae, x, k, t).sum(0).mean()
-        self.log("val/equivariance_error", error, prog_bar=True, batch_size=len(x), sync_dist=True)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the mean equivariance error over all transformations of everything."""
+        x = self.data.source.frames(batch.stored, batch.k, batch.t)
+        error = metrics.equivariance_error(self.vae, x, batch.k, batch.t).sum(0).mean()
+        self.log("val/equivariance_error", error, prog_bar=True, batch_size=len(x))
 
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log every number of metrics.json that is an average over sequences or images."""
-        names = list(self.data.transformations)
-        x, k, t = self._sequences(batch)
+        seed_generators(mixed(self.seed, batch_idx))
+        names, k, t = self.data.source.names, batch.k, batch.t
+        x = self.data.source.frames(batch.stored, k, t)
+        things = len(x) // len(names)
         for index, name in enumerate(names):
-            chosen = x[k == index], k[k == index]
-            numbers = transformation_errors(self.vae, *chosen, t, name)
-            self.log_dict(numbers, batch_size=len(batch), sync_dist=True)
-        l1 = metrics.reconstruction_l1(self.vae, self.data.to_float(batch)).mean()
-        self.log_dict(
-            {"reconstruction_l1": l1, "elbo": self.vae.elbo(x, k, t).value}, batch_size=len(batch), sync_dist=True
-        )
+            numbers = transformation_errors(self.vae, x[k == index], k[k == index], t, name)
+            self.log_dict(numbers, batch_size=things)
+        l1 = metrics.reconstruction_l1(self.vae, x[:things, 0]).mean()
+        self.log_dict({"reconstruction_l1": l1, "elbo": self.vae.elbo(x, k, t).value}, batch_size=things)
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
         if self.likelihood_samples and left > 0:
             order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
             value = metrics.log_likelihood(self.vae, x[order], k[order], t, num_samples=self.likelihood_samples)
-            self.log("log_likelihood", value.mean(), batch_size=len(order), sync_dist=True)
-
-    def _sequences(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return every image of a batch under every transformation: x (K·B, T+1, …), k (K·B,), t (T+1,)."""
-        t, flows = self.data.times.to(batch.device), len(self.data.transformations)
-        k = repeat(torch.arange(flows, device=batch.device), "k -> (k b)", b=len(batch))
-        x0 = repeat(batch, "b c h w -> (k b) c h w", k=flows)
-        return self.data.sequences(x0, k, t), k, t
+            self.log("log_likelihood", value.mean(), batch_size=len(order))
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
-        names = list(self.data.transformations)
+        names = self.data.source.names
         result: dict[str, float] = {}
         for group in ("equivariance_error", "copy_input", "black", "no_flow"):
             values = [float(logged[f"{group}/{name}"]) for name in names]
@@ -209,15 +178,23 @@ class FlowVAEModule(LightningModule):
         per_frame = "equivariance_error_per_frame/"
         result |= {key: float(value) for key, value in logged.items() if key.startswith(per_frame)}
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
-        return result | {"seconds": self.seconds, "samples": float(self.data.num_test_images)}
+        return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Store the training time."""
-        checkpoint["seconds"] = self.seconds
+        """Store the training time and the seed, from which all that comes is drawn."""
+        checkpoint["seconds"], checkpoint["seed"] = self.seconds, self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the training time over."""
+        """Take the training time and the seed over."""
         self._seconds_before, self._start = float(checkpoint.get("seconds", 0.0)), None
+        self.seed = int(checkpoint.get("seed", self.seed))
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the random numbers of Python, NumPy and PyTorch, on every device."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (a user's own module may use it)
+    torch.manual_seed(seed)
 
 
 def learning_rate_factor(done: float, schedule: str, warmup: float) -> float:
@@ -232,35 +209,6 @@ def learning_rate_factor(done: float, schedule: str, warmup: float) -> float:
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
-def draw_frames(times: Tensor, batch: int, count: int) -> tuple[Tensor, Tensor | None]:
-    """Draw the frames that a training step decodes.
-
-    The T+1 frames are cut into `count` stretches of nearly equal length; each sample draws one frame of each.
-
-    Arguments:
-        times: times of the frames (T+1,).
-        batch: number of samples B.
-        count: frames decoded a sample, m ≤ T+1.
-
-    Returns:
-        Times (B, m+1), the first of which is that of the input, and a mask (B, m+1) that weights each frame
-        by the length of its stretch (0 for the input), so that the expected sum is that over all frames;
-        times (T+1,) and None where all frames are decoded.
-
-    Example:
-        >>> t, mask = draw_frames(torch.arange(9.0), batch=4, count=3)
-        >>> t.shape, mask[0]
-        (torch.Size([4, 4]), tensor([0., 3., 3., 3.]))
-    """
-    if count >= len(times):
-        return times, None
-    stretches = torch.tensor_split(times, count)
-    rows = [times[:1].expand(batch)]
-    rows += [s[torch.randint(len(s), (batch,), device=times.device)] for s in stretches]
-    weights = torch.tensor([0.0, *(float(len(s)) for s in stretches)], device=times.device)
-    return torch.stack(rows, 1), weights.expand(batch, -1)
 
 
 def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:

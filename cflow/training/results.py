@@ -13,7 +13,7 @@ from einops import rearrange, repeat
 
 from ..errors import ArgumentError
 from ..plots import traversal_gif, traversal_grid
-from . import runs
+from . import files, runs
 
 if TYPE_CHECKING:
     from .datamodule import SequenceDataModule
@@ -47,7 +47,7 @@ def output_folder(out_dir: str | None, checkpoint: str | Path | None) -> Path:
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> Path:
     """Write metrics.json, flat keys to floats, and return its path."""
     path = folder / "metrics.json"
-    path.write_text(json.dumps(dict(metrics), indent=2) + "\n", encoding="utf-8")
+    files.write(path, f"{json.dumps(dict(metrics), indent=2)}\n".encode())
     return path
 
 
@@ -83,19 +83,18 @@ def draw(
     model: FlowVAEModule, data: SequenceDataModule, folder: Path, device: torch.device, num_samples: int = 4
 ) -> list[Path]:
     """Write traversals.png and traversals.gif of held-out images and return their paths."""
-    names = list(data.transformations)
-    images = data.examples(num_samples * len(names), device)
-    count = len(images) // len(names)
+    test, names = data.source.split("test"), data.source.names
+    count = min(num_samples, len(test) // len(names))
     if count == 0:
-        raise ArgumentError(f"data: {len(images)} held-out images are too few for {len(names)} transformations.")
-    x0 = images[: count * len(names)]
-    # Other images in every row: the grid then shows one image a transformation, all different.
-    k = repeat(torch.arange(len(names), device=device), "k -> (k s)", s=count)
-    t = data.times.to(device)
+        raise ArgumentError(f"data: {len(test)} held-out things are too few for {len(names)} transformations.")
+    # Other things in every row: the grid then shows one a transformation, all different.
+    index = torch.linspace(0, len(test) - 1, count * len(names)).round().long()
+    k, t = repeat(torch.arange(len(names)), "k -> (k s)", s=count), data.source.times
     vae = model.to(device).eval().vae
-    real = rearrange(data.sequences(x0, k, t), "(k s) t c h w -> k s t c h w", s=count)
-    made = rearrange(vae.traverse(data.to_float(x0), k, t), "t (k s) c h w -> k s t c h w", s=count)
-    figure = traversal_grid(real[:, 0], made[:, 0], names, times=data.times.tolist())
+    x = test.frames(test.read(index, k, t).to(device), k.to(device), t.to(device))
+    real = rearrange(x, "(k s) t c h w -> k s t c h w", s=count)
+    made = rearrange(vae.traverse(x[:, 0], k.to(device), t), "t (k s) c h w -> k s t c h w", s=count)
+    figure = traversal_grid(real[:, 0], made[:, 0], names, times=t.tolist())
     picture = folder / "traversals.png"
     figure.savefig(picture, dpi=150)
     return [picture, traversal_gif(folder / "traversals.gif", real, made, names)]

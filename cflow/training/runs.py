@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Kind, find_checkpoint, read_checkpoint
+from ..checkpoint import Kind, find_checkpoint, newest_checkpoint, read_checkpoint, versions
 from ..errors import ArgumentError, DataError
+from ..nets import ModelConfig
+from .datamodule import SequenceDataModule
+from .module import FlowVAEModule
 
 CONFIG_KEY = "cflow_config"
-DEFAULT_ROOT = "runs"
 
-
-def versions(root: Path, name: str | None) -> list[Path]:
-    """Return the runs under root (of one name, or of all), oldest first."""
-    folders = [p for p in root.glob(f"{name or '*'}/version_*") if re.fullmatch(r"version_\d+", p.name)]
-    by_number = sorted(folders, key=lambda p: int(p.name.removeprefix("version_")))
-    # Numbers say which run of one name is newest; between names only the clock can.
-    return by_number if name else sorted(by_number, key=lambda p: p.stat().st_mtime)
+# What a checkpoint may say about how it is used again. Whatever names a class, a folder or a device is not among it.
+TRAINER = (
+    *("max_steps", "max_epochs", "max_time", "val_check_interval", "precision", "accumulate_grad_batches"),
+    *("gradient_clip_val", "gradient_clip_algorithm", "log_every_n_steps", "deterministic"),
+)
 
 
 def claim_run(root: Path, name: str) -> Path:
@@ -49,8 +52,8 @@ def named_checkpoint(path: str, root: Path, name: str | None, prefer: Kind) -> P
     """Return the checkpoint file that a user's ``--ckpt_path`` means.
 
     Arguments:
-        path: a checkpoint, the folder of a run, or ``last`` / ``best`` for that file of the newest run
-            (``last`` asks for the newest *run*: which of its files is taken follows `prefer`).
+        path: a checkpoint, the folder of a run or of runs (the newest is taken), or ``last`` / ``best`` for that file
+            of the newest run (``last`` asks for the newest *run*: which of its files is taken follows `prefer`).
         root: the folder of all runs.
         name: runs of this name only, or None for all.
         prefer: the file of a run to take, ``"best"`` or ``"last"``; the other one where it is missing.
@@ -58,13 +61,13 @@ def named_checkpoint(path: str, root: Path, name: str | None, prefer: Kind) -> P
     Raises:
         DataError: there is no such file, or no run yet.
     """
-    if path in ("last", "best") and not Path(path).exists():
-        for run in reversed(versions(root, name)):
-            if found := find_checkpoint(run, "best" if path == "best" else prefer):
-                return found
+    file = Path(path)
+    if path in ("last", "best") and not file.exists():
+        if found := newest_checkpoint(root, name, "best" if path == "best" else prefer):
+            return found
         where = root / name if name else root
         raise DataError(f"--ckpt_path {path}: no run with a checkpoint under {where}; train one with `cflow fit`.")
-    if (file := Path(path)).is_dir():
+    if file.is_dir():
         if found := find_checkpoint(file, prefer):
             return found
         raise DataError(f"--ckpt_path {path}: no checkpoints/best.ckpt or last.ckpt in this folder.")
@@ -89,3 +92,45 @@ def read_fit(path: Path) -> dict[str, Any]:
     if not isinstance(content.get(CONFIG_KEY), dict):
         raise DataError(f"--ckpt_path {path}: not a checkpoint written by `cflow fit` (it holds no configuration).")
     return content
+
+
+def stored_options(path: Path) -> dict[str, Any]:
+    """Return the options that a checkpoint brings, such as {"model.width": 512}: plain values of known names.
+
+    Raises:
+        DataError: see `read_fit`.
+    """
+    content = storable(read_fit(path)[CONFIG_KEY])
+    options: dict[str, Any] = {}
+    for key, value in content.items():
+        options |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+    # A folder that a checkpoint names is looked into where it is there, never made.
+    if not Path(options.get("data.root") or ".").is_dir():
+        del options["data.root"]
+    return options
+
+
+def storable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a configuration a checkpoint keeps: plain values, of the model, the data, and a few more."""
+    model = [*_parameters(FlowVAEModule), *(field.name for field in fields(ModelConfig))]
+    data = [name for name in _parameters(SequenceDataModule) if name not in ("transformations", "source")]
+    known = {"trainer": TRAINER, "model": model, "data": data}
+    kept: dict[str, Any] = {}
+    for section, names in known.items():
+        values = config.get(section)
+        if isinstance(values, Mapping):
+            kept[section] = {name: values[name] for name in names if name in values and _is_plain(values[name])}
+    if type(config.get("seed_everything")) in (int, bool):
+        kept["seed_everything"] = config["seed_everything"]
+    if isinstance(name := config.get("run_name"), str) and re.fullmatch(r"\w[\w.-]*", name):
+        kept["run_name"] = name
+    return kept
+
+
+def _parameters(kind: type) -> list[str]:
+    return list(inspect.signature(kind).parameters)
+
+
+def _is_plain(value: object) -> bool:
+    numbers = isinstance(value, list) and all(isinstance(x, (int, float)) for x in value)
+    return value is None or isinstance(value, (bool, int, float, str)) or numbers

@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from ..checks import at_least
 from ..errors import ArgumentError
 from . import results, runs
-from .callbacks import LastCheckpoint
+from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
 from .module import FlowVAEModule
 

@@ -1,0 +1,59 @@
+"""What a set of sequences is: everything that a model can be trained on comes as one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from .images import Split
+
+
+class Sequences(ABC):
+    """Sequences of frames, each of one thing under one transformation, of a whole data set or of one part of it.
+
+    Frames are made in two steps: `read` brings what is stored and runs on the CPU, in a loader's workers where there
+    are some; `frames` makes frames of it and runs on the device that trains. Images that are transformed leave all
+    the work to the second step, frames that lie in files to the first.
+
+    Attributes:
+        names: the transformations; k = 1 is names[1].
+        image_shape: (C, H, W) of a frame.
+        num_frames: T+1, the frames of a whole sequence.
+    """
+
+    names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    num_frames: int
+
+    @abstractmethod
+    def split(self, name: Split) -> Sequences:
+        """The part "train", "val" or "test" of the data set, which has a length."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many things a part has, of each of which there is a sequence under every transformation."""
+
+    @abstractmethod
+    def read(self, index: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        """What is stored, (B, …), on the CPU.
+
+        Arguments:
+            index: numbers of things (B,).
+            k: numbers of their transformations (B,).
+            t: times of the frames, (T+1,) or (B, T+1).
+        """
+
+    @abstractmethod
+    def frames(self, stored: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        """Frames (B, T+1, C, H, W), floating point in [0, 1], of what `read` gave, on the device where that is now."""
+
+    def sequences(self, index: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        """Frames (B, T+1, C, H, W) of the things with these numbers under transformations k at the times t."""
+        return self.frames(self.read(index, k, t), k, t)
+
+    @property
+    def times(self) -> Tensor:
+        """Times of the frames of a whole sequence (T+1,): 0, 1, …, T."""
+        return torch.arange(self.num_frames, dtype=torch.float32)

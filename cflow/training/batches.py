@@ -1,0 +1,156 @@
+"""What a training step sees: which things, under which transformations, at which times. It follows from a seed alone.
+
+Everything is drawn from (seed, number of the batch), never from a generator that has been used before: a fit that goes
+on from a checkpoint sees what it would have seen, with any number of workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from einops import repeat
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..data import Sequences
+
+
+class Batch(NamedTuple):
+    """What is stored of B things (B, …), their transformations (B,), times and weights of their frames (B, m+1)."""
+
+    stored: Tensor
+    k: Tensor
+    t: Tensor
+    mask: Tensor | None
+
+
+class Stream(Sampler[list[tuple[int, int]]]):
+    """One endless sequence of batches: all things in a new order, and again. Lists of (number of the batch, thing).
+
+    An epoch ends after as many batches as hold all things once; batches are always full, and may reach across the
+    orders. Of several processes each gets its part of a batch.
+
+    Arguments:
+        count: number of things.
+        batch_size: things a batch, and process.
+        seed: of the orders.
+        start: number of the batch with which the next epoch begins.
+        rank: number of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, count: int, batch_size: int, *, seed: int, start: Callable[[], int], rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.count, self.batch_size, self.seed, self.start = count, batch_size, seed, start
+        self.rank, self.world_size = rank, world_size
+        self._order = functools.lru_cache(2)(self._new_order)
+
+    def __len__(self) -> int:
+        return -(-self.count // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        first = self.start()
+        for number in range(first, first + len(self)):
+            yield [(number, thing) for thing in self.batch(number)]
+
+    def batch(self, number: int) -> list[int]:
+        """The things in a batch."""
+        place = (number * self.world_size + self.rank) * self.batch_size
+        return [self._order(i // self.count)[i % self.count] for i in range(place, place + self.batch_size)]
+
+    def _new_order(self, epoch: int) -> list[int]:
+        order: list[int] = torch.randperm(self.count, generator=generator(self.seed, epoch)).tolist()
+        return order
+
+
+class Drawn(Dataset[Batch]):
+    """Things, each under a transformation and at times of its own, drawn anew for every batch.
+
+    Arguments:
+        source: what is trained on.
+        frames_per_step: frames decoded of each, see `draw_frames`.
+        seed: of the draws.
+        rank: number of this process.
+    """
+
+    def __init__(self, source: Sequences, frames_per_step: int, seed: int, rank: int = 0) -> None:
+        self.source, self.frames_per_step, self.seed, self.rank = source, frames_per_step, seed, rank
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, chosen: list[tuple[int, int]]) -> Batch:
+        """A whole batch: PyTorch's loader asks for it where a data set can."""
+        index = torch.tensor([thing for _, thing in chosen])
+        draws = generator(self.seed, chosen[0][0], self.rank, 1)
+        k = torch.randint(len(self.source.names), (len(index),), generator=draws)
+        t, mask = draw_frames(self.source.times, len(index), self.frames_per_step, draws)
+        return Batch(self.source.read(index, k, t), k, t, mask)
+
+
+class Whole(Dataset[Batch]):
+    """Things, each under every transformation and at all times: K sequences of each of the first `count`, in order."""
+
+    def __init__(self, source: Sequences, count: int) -> None:
+        self.source, self.count = source, count
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def __getitems__(self, chosen: list[int]) -> Batch:
+        """A whole batch, transformation by transformation: K·B sequences."""
+        flows, t = len(self.source.names), self.source.times
+        k = repeat(torch.arange(flows), "k -> (k b)", b=len(chosen))
+        index = repeat(torch.tensor(chosen), "b -> (k b)", k=flows)
+        return Batch(self.source.read(index, k, t), k, t, None)
+
+
+def seen(trainer: Any) -> int:
+    """How many batches the trainer has seen in all, over all resumed fits: the number of the batch that comes next."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A generator whose numbers follow from some others: a seed, and what they are drawn for."""
+    return torch.Generator().manual_seed(mixed(*numbers))
+
+
+def mixed(*numbers: int) -> int:
+    """One seed in [0, 2^32) out of several numbers; neighbours give unrelated ones."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest())
+
+
+def draw_frames(
+    times: Tensor, batch: int, count: int, draws: torch.Generator | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Draw the frames that a training step decodes.
+
+    The T+1 frames are cut into `count` stretches of nearly equal length; each sample draws one frame of each.
+
+    Arguments:
+        times: times of the frames (T+1,).
+        batch: number of samples B.
+        count: frames decoded a sample, m ≤ T+1.
+        draws: the generator to use.
+
+    Returns:
+        Times (B, m+1), the first of which is that of the input, and a mask (B, m+1) that weights each frame
+        by the length of its stretch (0 for the input), so that the expected sum is that over all frames;
+        times (T+1,) and None where all frames are decoded.
+
+    Example:
+        >>> t, mask = draw_frames(torch.arange(9.0), batch=4, count=3)
+        >>> t.shape, mask[0]
+        (torch.Size([4, 4]), tensor([0., 3., 3., 3.]))
+    """
+    if count >= len(times):
+        return times, None
+    stretches = torch.tensor_split(times, count)
+    drawn = [part[torch.randint(len(part), (batch,), generator=draws)] for part in stretches]
+    lengths = torch.tensor([0.0, *(len(part) for part in stretches)])
+    return torch.stack([times[:1].expand(batch), *drawn], 1), lengths.expand(batch, -1)

@@ -1,0 +1,44 @@
+"""Configurations that come with cflow, one YAML file each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...errors import ArgumentError, DataError, did_you_mean
+
+FOLDER = Path(__file__).parent
+DEFAULT = "digits"
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets.
+
+    Example:
+        >>> "digits" in preset_names()
+        True
+    """
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def is_preset(name: str) -> bool:
+    """Whether ``--config`` means a preset: a file of that name in the current folder comes first."""
+    return name in preset_names() and not Path(name).is_file()
+
+
+def config_file(name: str) -> Path:
+    """Return the file that ``--config`` means.
+
+    Raises:
+        ArgumentError: an unknown preset.
+        DataError: a file that is not there.
+    """
+    path = FOLDER / f"{name}.yaml" if is_preset(name) else Path(name)
+    if path.is_file():
+        return path
+    known = ", ".join(preset_names())
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        what = "is not a file" if path.exists() else "there is no such file"
+        raise DataError(f"--config {name}: {what}; give a configuration file or a preset ({known}).")
+    raise ArgumentError(
+        f"--config {name}: unknown preset, and no such file; presets are {known}.{did_you_mean(name, preset_names())}"
+    )
