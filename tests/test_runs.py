@@ -203,7 +203,7 @@ processes, exact = int(sys.argv[1]), sys.argv[2] == "exact"
 
 class Module(FlowVAEModule):
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=1e-4) if exact else super().configure_optimizers()
+        return torch.optim.SGD(self.parameters(), lr=1e-7) if exact else super().configure_optimizers()
 
     def on_train_end(self):
         torch.save(self.state_dict(), f"{processes}_{self.global_rank}.pt")
