@@ -22,6 +22,10 @@ class DataError(CflowError, RuntimeError):
     """A file or data set is missing, damaged or of a foreign format."""
 
 
+class DependencyError(CflowError, ImportError):
+    """A package that only this needs is not installed."""
+
+
 class IntegrationError(CflowError, RuntimeError):
     """An ODE solve failed: it blew up, stalled, or needs more steps than allowed.
 

@@ -104,10 +104,11 @@ def test_the_plain_loop_learns():
         assert errors[f"flow/{name}"] < 0.6 * min(errors[f"{key}/{name}"] for key in ("copy_input", "black", "no_flow"))
 
 
-def test_the_launch_on_several_gpus_is_a_command_that_cflow_takes(tmp_path):
+def test_the_launch_on_several_gpus_is_a_command_that_cflow_takes(tmp_path, capsys):
     """`cflow` is replaced by a program that prints its arguments; the real parser then reads them."""
     pytest.importorskip("pytorch_lightning")
-    from cflow.training.cli import prepare
+    yaml = pytest.importorskip("yaml")
+    from cflow.training import cli
 
     (tmp_path / "cflow").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
     (tmp_path / "cflow").chmod(0o755)
@@ -120,4 +121,7 @@ def test_the_launch_on_several_gpus_is_a_command_that_cflow_takes(tmp_path):
     given = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     assert given["--trainer.devices"] == "4"
     assert given["--trainer.strategy"] == "ddp"
-    assert prepare(arguments)[0] == "fit"
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([*arguments, "--print_config"])
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert (str(trainer["devices"]), trainer["strategy"], trainer["max_steps"]) == ("4", "ddp", 10)

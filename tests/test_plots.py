@@ -1,5 +1,13 @@
 """Pictures: what is drawn is what was given."""
 
+import colorsys
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +15,8 @@ from PIL import Image
 
 import cflow
 from cflow import plots
+from cflow.data import PAPER, make_sequence
+from cflow.data.digits import load_digits
 
 NAMES = ["scaling", "hue_shift"]
 
@@ -62,38 +72,98 @@ def test_grid_uses_no_pyplot_state() -> None:
     assert plt.get_fignums() == []
 
 
+def pictures(path) -> np.ndarray:
+    """The frames of an animation as a viewer shows them, (T+1, H, W, 3) of 0..255."""
+    with Image.open(path) as animation:
+        shown = []
+        for i in range(animation.n_frames):
+            animation.seek(i)
+            shown.append(np.asarray(animation.convert("RGB"), dtype=int))
+    return np.stack(shown)
+
+
+def read_back(path, row: int, side: int, examples: int, size: int, scale: int = 4) -> np.ndarray:
+    """The images of a row and a half, (S, T+1, H, W, 3) of 0..255, one screen pixel for each of theirs."""
+    width = scale * (examples * (size + 1) - 1)
+    left, top = 8 + side * (width + 8), 78 + row * (scale * size + 26)
+    half = pictures(path)[:, top : top + scale * size : scale, left : left + width : scale]
+    return np.stack([half[:, :, s * (size + 1) : s * (size + 1) + size] for s in range(examples)])
+
+
 @pytest.mark.parametrize("examples", [None, 3])
-def test_gif_has_one_frame_a_time(tmp_path, examples) -> None:
-    true, generated = frames(0), frames(1)
-    if examples:
-        true, generated = (x[:, None].expand(-1, examples, -1, -1, -1, -1) for x in (true, generated))
-    path = plots.traversal_gif(tmp_path / "a.gif", true, generated, NAMES, scale=4)
-    with Image.open(path) as gif:
-        assert gif.n_frames == 5
-        assert gif.info["loop"] == 0
-        pictures = []
-        for t in range(5):
-            gif.seek(t)
-            pictures.append(np.asarray(gif.convert("RGB"), dtype=float) / 255)
-    # The first image of the first row in each half, at 4 screen pixels a pixel below the two lines of labels.
-    for t in range(5):
-        block = pictures[t][44 : 44 + 24 : 4, 6 : 6 + 24 : 4]
-        first = (true if examples is None else true[:, 0])[0, t].permute(1, 2, 0).numpy()
-        assert np.abs(block - first).mean() < 0.1  # 255 colours for the whole animation
-        right = 2 * 6 + 24 * (examples or 1)  # two margins and the true half
-        block = pictures[t][44 : 44 + 24 : 4, right : right + 24 : 4]
-        first = (generated if examples is None else generated[:, 0])[0, t].permute(1, 2, 0).numpy()
-        assert np.abs(block - first).mean() < 0.1
+def test_an_animation_has_one_frame_a_time_and_in_webp_is_exact(tmp_path, examples) -> None:
+    count = examples or 1
+    true, generated = (torch.rand(2, count, 5, 3, 6, 6, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    given = (true, generated) if examples else (true[:, 0], generated[:, 0])
+    path = plots.traversal_animation(tmp_path / "a.webp", *given, NAMES)
+    assert len(pictures(path)) == 5
+    for row in range(2):
+        for side, images in enumerate((true, generated)):
+            wanted = (255 * images[row]).round().permute(0, 1, 3, 4, 2).int().numpy()
+            np.testing.assert_array_equal(read_back(path, row, side, count, 6), wanted)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_an_animation_begins_anew_and_rests_on_its_ends(tmp_path, name) -> None:
+    with Image.open(plots.traversal_animation(tmp_path / name, frames(0), frames(1), NAMES, duration=100)) as animation:
+        assert animation.info["loop"] == 0
+        durations = []
+        for i in range(animation.n_frames):
+            animation.seek(i)
+            animation.load()
+            durations.append(animation.info["duration"])
+    assert durations == [400, 100, 100, 100, 400]
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("a.gif", 30), ("a.webp", 0)])
+def test_frames_show_their_times(tmp_path, name, tolerance) -> None:
+    """Nothing else is in the first line, so that equal times look the same there and others do not."""
+    still = frames(0)[:, :1].expand(-1, 3, -1, -1, -1)
+    shown = pictures(plots.traversal_animation(tmp_path / name, still, still, NAMES, times=[1, 2.5, 8]))
+    again = pictures(plots.traversal_animation(tmp_path / name, still, still, NAMES, times=[8, 1, 2.5]))
+    heads, others = shown[:, :26], again[:, :26]
+    np.testing.assert_array_equal(heads, others[[1, 2, 0]])
+    assert all((heads[i] != heads[j]).any() for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert np.abs(shown[:, 26:] - again[:, 26:]).max() <= tolerance  # the edges of letters share few colours
+    assert pictures(plots.traversal_animation(tmp_path / name, still, still, NAMES)).shape == shown.shape
+
+
+def hue_of(pixels: np.ndarray) -> np.ndarray:
+    """Degrees (…) of RGB (…, 3)."""
+    flat = (colorsys.rgb_to_hsv(*(channel / 255 for channel in pixel))[0] for pixel in pixels.reshape(-1, 3))
+    return 360 * np.array(list(flat)).reshape(pixels.shape[:-1])
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp"])
+def test_digits_keep_their_hue_in_every_frame(tmp_path, name) -> None:
+    """Beside generated images of all colours, which would fill a palette of their own."""
+    digits = load_digits("test")[[3, 20, 40, 65]].float() / 255
+    true = torch.stack([make_sequence(digits, k, torch.arange(9.0)) for k in range(3)])
+    generated = torch.rand(true.shape, generator=torch.Generator().manual_seed(0))
+    path = plots.traversal_animation(tmp_path / name, true, generated, list(PAPER))
+    for row in range(3):
+        wanted = (255 * true[row]).round().permute(0, 1, 3, 4, 2).int().numpy()
+        shown = read_back(path, row, 0, 4, 28)
+        assert np.abs(shown - wanted).max() <= 8
+        coloured = np.ptp(wanted, axis=-1) > 60
+        for t in range(9):
+            there = coloured[:, t]
+            assert there.sum() > 100
+            off = (hue_of(shown[:, t][there]) - hue_of(wanted[:, t][there]) + 180) % 360 - 180
+            assert np.abs(off).max() < 3
 
 
 def test_gif_labels_keep_their_colours_among_images_of_others(tmp_path) -> None:
     red = torch.zeros(2, 5, 3, 20, 20)
     red[:, :, 0] = torch.rand(2, 5, 20, 20, generator=torch.Generator().manual_seed(0))
-    with Image.open(plots.traversal_gif(tmp_path / "a.gif", red, red, NAMES)) as gif:
-        head = np.asarray(gif.convert("RGB"), dtype=float)[:20].reshape(-1, 3)
+    head = pictures(plots.traversal_animation(tmp_path / "a.gif", red, red, NAMES))[0, 26:52].reshape(-1, 3)
     for colour in (plots.TRUE_COLOUR, plots.GENERATED_COLOUR):
         wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert np.abs(head - wanted).max(axis=1).min() < 8
+
+
+def test_the_name_of_before_still_writes_an_animation(tmp_path) -> None:
+    assert len(pictures(plots.traversal_gif(tmp_path / "a.gif", frames(0), frames(1), NAMES))) == 5
 
 
 @pytest.mark.parametrize(
@@ -111,13 +181,78 @@ def test_grid_refuses_what_does_not_belong_together(change, message) -> None:
         plots.traversal_grid(**arguments)
 
 
-def test_gif_refuses_a_scale_below_one(tmp_path) -> None:
-    with pytest.raises(cflow.ArgumentError, match="scale=0"):
-        plots.traversal_gif(tmp_path / "a.gif", frames(), frames(), NAMES, scale=0)
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("a.gif", {"scale": 0}, "scale=0"),
+        ("a.gif", {"duration": 0}, "duration=0"),
+        ("a.webp", {"times": [0, 1]}, "times has 2 entries"),
+        ("a.mp4", {}, r"path: expected a name that ends in \.gif or \.webp, got '.*a\.mp4'"),
+    ],
+)
+def test_animation_refuses_what_it_cannot_write(tmp_path, name, change, message) -> None:
+    with pytest.raises(cflow.ArgumentError, match=message):
+        plots.traversal_animation(tmp_path / name, frames(), frames(), NAMES, **change)
+    assert not (tmp_path / name).exists()
 
 
-def test_a_figure_shows_itself_in_a_notebook_without_pyplot():
+def test_a_figure_shows_itself_in_a_notebook_without_pyplot_twice_as_sharp():
+    png, size = plots.training_curves({"loss": [1.0, 0.5]}).figure._repr_png_()
+    with Image.open(io.BytesIO(png)) as picture:
+        assert picture.format == "PNG"
+        assert tuple(stored // 2 for stored in picture.size) == (size["width"], size["height"])
+    assert 450 < size["width"] < 600  # as shown
     frames = torch.rand(1, 3, 1, 8, 8)
-    shown = plots.traversal_grid(frames, frames, ["a"])._repr_png_()
-    assert shown[:8] == b"\x89PNG\r\n\x1a\n"
-    assert plots.training_curves({"loss": [1.0, 0.5]}).figure._repr_png_()
+    assert plots.traversal_grid(frames, frames, ["a"])._repr_png_()[0][:4] == b"\x89PNG"
+
+
+# --- without the packages that draw ----------------------------------------------------------------------------
+
+PICTURES = {
+    "density": "plots.density(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)), num=3)",
+    "potential_surface": "plots.potential_surface(flow, num=3)",
+    "velocity_field": "plots.velocity_field(flow, num=3)",
+    "trajectories": "plots.trajectories(torch.zeros(3, 1, 2))",
+    "training_curves": "plots.training_curves({'loss': [1.0]})",
+    "work_precision": "plots.work_precision([{'method': 'rk4', 'nfe': 1, 'error': 0.1}])",
+    "traversal_grid": "plots.traversal_grid(frames, frames, ['a'])",
+    "traversal_animation": "plots.traversal_animation('a.gif', frames, frames, ['a'])",
+}
+
+
+def test_without_matplotlib_or_pillow_every_picture_says_what_to_install(tmp_path):
+    assert set(PICTURES) == set(plots.__all__)
+    code = "\n".join(
+        [
+            "import json, sys",
+            "sys.modules.update({'matplotlib': None, 'mpl_toolkits': None, 'PIL': None})  # cannot be imported",
+            "import torch, cflow",
+            "from cflow import plots",
+            "flow = cflow.PotentialFlow(cflow.MLPPotential(2))",
+            "frames = torch.rand(1, 2, 1, 4, 4)",
+            "said = {}",
+            f"for name, call in {PICTURES!r}.items():",
+            "    try:",
+            "        eval(call)",
+            "    except Exception as error:",
+            "        bases = isinstance(error, cflow.CflowError) and isinstance(error, ImportError)",
+            "        said[name] = [type(error).__name__, str(error), bases]",
+            "print(json.dumps(said))",
+        ]
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    said = json.loads(run.stdout)
+    assert set(said) == set(PICTURES)
+    for name, (kind, message, both) in said.items():
+        assert (kind, both) == ("DependencyError", True)
+        package = "pillow" if name == "traversal_animation" else "matplotlib"
+        assert f"needs {package}, which is not installed; pip install {package}" in message
+        assert "\n" not in message
+
+
+def test_a_matplotlib_that_is_there_and_broken_speaks_for_itself(tmp_path):
+    (tmp_path / "matplotlib.py").write_text("import a_module_that_is_missing\n", encoding="utf-8")
+    code = "from cflow import plots; plots.training_curves({'loss': [1.0]})"
+    paths = os.pathsep.join([str(tmp_path), str(Path(cflow.__file__).parents[1])])
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"PYTHONPATH": paths})
+    assert run.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'a_module_that_is_missing'"

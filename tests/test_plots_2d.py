@@ -132,6 +132,12 @@ def test_trajectories_with_their_ends_and_groups(flow):
     assert alone.get_legend_handles_labels()[1] == ["paths"]  # in a legend that the caller draws
 
 
+def test_groups_beyond_the_palette_are_told_apart():
+    ax = trajectories(torch.zeros(3, 16, 2), groups=range(16))
+    paths = [line for line in ax.lines if len(line.get_xdata()) == 3]
+    assert len({(line.get_color(), line.get_linestyle()) for line in paths}) == 16
+
+
 def test_density_integrates_to_one_and_matches_the_gaussian(flow):
     base = MultivariateNormal(torch.zeros(2, dtype=torch.float64), 0.5 * torch.eye(2, dtype=torch.float64))
     pushed = TransformedDistribution(base, [flow.transform(1, t=(0.0, 1.0), cache_size=1)])

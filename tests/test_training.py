@@ -159,9 +159,10 @@ def test_the_best_checkpoint_has_the_smallest_error_and_the_last_one_all_steps(t
 
 def test_pictures_are_of_test_images_each_row_along_its_own_flow(tmp_path, monkeypatch) -> None:
     module, data, drawn = FlowVAEModule(**SMALL), SequenceDataModule(num_frames=4), []
-    monkeypatch.setattr(results, "traversal_gif", lambda path, *frames: drawn.extend(frames[:2]) or path)
-    results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=2)
-    true, made = drawn
+    monkeypatch.setattr(results, "traversal_animation", lambda path, *rest, **more: drawn.append(rest) or path)
+    written = results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=2)
+    assert [path.name for path in written] == ["traversals.png", "traversals.gif", "traversals.webp"]
+    (true, made, _), _ = drawn
     assert true.shape == made.shape == (3, 2, 4, 3, 28, 28)
     test = load_digits("test") / 255
     shown = torch.cdist(true[:, :, 0].flatten(2), test.flatten(1))

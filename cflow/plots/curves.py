@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import ArgumentError, did_you_mean
-from .style import PALETTE, Array, colour, new_axes, to_array
+from .style import Array, colour, dash, new_axes, require, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,6 @@ Values = torch.Tensor | NDArray[np.generic] | Sequence[SupportsFloat]
 Curve = Values | Sequence[Values]
 
 MARKERS = "osD^vP*"
-DASHES = ("-", "--", ":")
 LABELS = {"nfe": "velocity evaluations", "seconds": "time, seconds", "steps": "accepted steps", "setting": "setting"}
 
 
@@ -76,11 +75,11 @@ def training_curves(
     for i, (name, (steps, values)) in enumerate(drawn.items()):
         window = min(smooth, len(values))
         if window > 1:
-            ax.plot(steps, values, _dash(i), color=colour(i), lw=0.8, alpha=0.3, label=f"_{name}, each value")
+            ax.plot(steps, values, dash(i), color=colour(i), lw=0.8, alpha=0.3, label=f"_{name}, each value")
             steps, values = steps[window - 1 :], np.convolve(values, np.full(window, 1 / window), mode="valid")
         # A curve of one value would be no line at all.
         marker = "o" if len(values) == 1 else None
-        ax.plot(steps, values, _dash(i), color=colour(i), lw=1.6, marker=marker, label=name)
+        ax.plot(steps, values, dash(i), color=colour(i), lw=1.6, marker=marker, label=name)
     ax.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
     ax.grid(alpha=0.3)
     if drawn:
@@ -120,6 +119,7 @@ def work_precision(
         >>> [line.get_xdata().tolist() for line in work_precision(points).lines]
         [[4.0, 16.0]]
     """
+    require("matplotlib")
     from matplotlib.ticker import NullFormatter
 
     keys = (by,) if isinstance(by, str) else tuple(by)
@@ -137,17 +137,12 @@ def work_precision(
         costs, errors = ([pair[part] for pair in shown] for part in (0, 1))
         hidden, marker = len(pairs) - len(shown), MARKERS[i % len(MARKERS)]
         label = f"{name} ({hidden} not shown)" if hidden else name
-        ax.plot(costs, errors, _dash(i), color=colour(i), marker=marker, ms=5, label=label)
+        ax.plot(costs, errors, dash(i), color=colour(i), marker=marker, ms=5, label=label)
     ax.set(xscale="log", yscale="log", xlabel=xlabel or LABELS.get(x, x), ylabel=ylabel or LABELS.get(y, y))
     ax.xaxis.set_minor_formatter(NullFormatter())  # within one decade its labels would run into each other
     ax.grid(alpha=0.3, which="major")
     ax.legend(fontsize="small")
     return ax
-
-
-def _dash(i: int) -> str:
-    """The line style of line i, another one each time the colours begin anew."""
-    return DASHES[i // len(PALETTE) % len(DASHES)]
 
 
 def _curve(name: str, curve: Curve) -> tuple[Array, Array]:
@@ -177,6 +172,7 @@ def _scalars(run: Path) -> dict[str, Array]:
     """Steps and values of everything that TensorBoard's files under a folder record, by name."""
     if not any(run.rglob("events.out.tfevents.*")):
         raise ArgumentError(f"curves: no TensorBoard files (events.out.tfevents.…) under {str(run)!r}")
+    require("tensorboard")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own imports
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]

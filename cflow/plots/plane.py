@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from ..errors import ArgumentError
 from ..flow import FlowPath, PotentialFlow
 from ..selection import SelectionLike, as_weights, select_at
-from .style import COLOUR_MAP, VERMILION, colour, new_axes, to_array
+from .style import COLOUR_MAP, VERMILION, colour, dash, new_axes, require, to_array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +56,7 @@ def potential_surface(
         >>> ax.get_zlabel()
         'u(z, t)'
     """
+    require("matplotlib")
     from mpl_toolkits.mplot3d import Axes3D
 
     _check_flow(flow)
@@ -138,7 +139,8 @@ def trajectories(
 
     Arguments:
         paths: a `FlowPath`, or states (N, B, 2).
-        groups: an integer for each sample, (B,), such as its flow k; it chooses the colour.
+        groups: an integer for each sample, (B,), such as its flow k; it chooses the colour and, beyond the palette's
+            seven, the line style.
         names: what the groups are called in the legend, by number.
         legend: whether to draw a legend (only where there are groups).
         ax: the axes; by default new ones.
@@ -166,7 +168,7 @@ def trajectories(
     ax = new_axes(ax)
     for group in present:
         mine = to_array(z[:, (each == group).to(z.device)])
-        lines = ax.plot(mine[..., 0], mine[..., 1], color=colour(group), lw=1.3, label="_path")
+        lines = ax.plot(mine[..., 0], mine[..., 1], dash(group), color=colour(group), lw=1.3, label="_path")
         ax.plot(mine[0, :, 0], mine[0, :, 1], "o", color=colour(group), mfc="white", ms=4, label="_start")
         ax.plot(mine[-1, :, 0], mine[-1, :, 1], "o", color=colour(group), ms=4, label="_end")
         lines[0].set_label(names[group] if names is not None else "paths" if groups is None else f"flow {group}")

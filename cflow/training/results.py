@@ -12,7 +12,7 @@ import torch
 from einops import rearrange, repeat
 
 from ..errors import ArgumentError
-from ..plots import traversal_gif, traversal_grid
+from ..plots import traversal_animation, traversal_grid
 from . import files, runs
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def table(metrics: Mapping[str, float]) -> str:
 def draw(
     model: FlowVAEModule, data: SequenceDataModule, folder: Path, device: torch.device, num_samples: int = 4
 ) -> list[Path]:
-    """Write traversals.png and traversals.gif of held-out images and return their paths."""
+    """Write traversals.png, traversals.gif and traversals.webp of held-out images and return their paths."""
     test, names = data.source.split("test"), data.source.names
     count = min(num_samples, len(test) // len(names))
     if count == 0:
@@ -94,10 +94,12 @@ def draw(
     x = test.frames(test.read(index, k, t).to(device), k.to(device), t.to(device))
     real = rearrange(x, "(k s) t c h w -> k s t c h w", s=count)
     made = rearrange(vae.traverse(x[:, 0], k.to(device), t), "t (k s) c h w -> k s t c h w", s=count)
-    figure = traversal_grid(real[:, 0], made[:, 0], names, times=t.tolist())
+    times = t.tolist()
+    figure = traversal_grid(real[:, 0], made[:, 0], names, times=times)
     picture = folder / "traversals.png"
     figure.savefig(picture, dpi=150)
-    return [picture, traversal_gif(folder / "traversals.gif", real, made, names)]
+    moving = [folder / "traversals.gif", folder / "traversals.webp"]
+    return [picture, *(traversal_animation(path, real, made, names, times=times) for path in moving)]
 
 
 def say_where(paths: Iterable[Path]) -> None:
