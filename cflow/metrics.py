@@ -45,7 +45,7 @@ def equivariance_error(
     """
     first = vae.encode_frames or 1
     times = parse_frames(x, t, encoded=first).times
-    return _l1(vae.traverse(vae.encoded(x), k, times, context=context)[first:], x, first)
+    return _l1(vae.traverse(vae.encoder_input(x), k, times, context=context)[first:], x, first)
 
 
 def copy_input(x: Tensor, *, encode_frames: int | None = None) -> Tensor:
@@ -70,7 +70,7 @@ def no_flow(vae: FlowVAE, x: Tensor) -> Tensor:
     With `encode_frames=m` for frames m..T, (T+1−m, B); the state is that of the first frame then too.
     """
     first = vae.encode_frames or 1
-    still = vae.decode(vae.encode(vae.encoded(parse_frames(x, encoded=first).x)))
+    still = vae.decode(vae.encode(vae.encoder_input(parse_frames(x, encoded=first).x)))
     return _l1(still[None], x, first)
 
 
@@ -148,7 +148,7 @@ def _importance_weighted(
     vae: FlowVAE, frames: Frames, k: SelectionLike, num_samples: int, context: Tensor | None
 ) -> Tensor:
     """The estimate of `log_likelihood` for sequences under given flows, (B,)."""
-    posterior, batch = vae.posterior(vae.encoded(frames.x)), len(frames.x)
+    posterior, batch = vae.posterior(vae.encoder_input(frames.x)), len(frames.x)
     x, times = rearrange(frames.x, "b t ... -> t b ..."), frames.times
     selection = parse_selection(k, batch=batch, num_flows=vae.flow.num_flows, like=posterior.mean)
     at_once = min(num_samples, max(1, ROWS // batch))

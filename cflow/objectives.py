@@ -17,7 +17,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import FlowPath, PotentialFlow
-from .pde import HamiltonJacobi
+from .pde import PDE, HamiltonJacobi
 from .priors import DiffusionPrior
 from .selection import SelectionLike
 
@@ -152,7 +152,7 @@ class PathKL(Term):
 
 
 @dataclass(frozen=True, eq=False)
-class PDE(Term):
+class PDELoss(Term):
     """The loss of a partial differential equation along the path."""
 
     name = "hj"
@@ -164,7 +164,7 @@ class PDE(Term):
 
     def __call__(self, draw: Draw) -> Tensor:
         given = () if draw.context is None else (draw.context,)
-        loss = cast(HamiltonJacobi, self.pde).loss(draw.path.z, draw.k, draw.path.t, *given)
+        loss = cast(PDE, self.pde).loss(draw.path.z, draw.k, draw.path.t, *given)
         if not isinstance(loss, Tensor) or loss.ndim:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(f"pde: expected its loss(z, k, t) to be a tensor of shape (), got {got}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -10,6 +12,16 @@ from .errors import ArgumentError
 from .potentials.base import takes_context, value
 from .selection import SelectionLike, as_weights, parse_selection, select_at
 from .times import TimesLike, as_time_tensor, parse_instant
+
+
+class PDE(Protocol):
+    """What `FlowVAE` asks of the module that it is given as `pde`; a context only where the model has one."""
+
+    def residual(self, z: Tensor, k: SelectionLike, t: TimesLike, context: Tensor | None = None) -> Tensor:
+        """How far the equation is from holding at states z (B, D) and a time, (B,)."""
+
+    def loss(self, z: Tensor, k: SelectionLike, t: TimesLike, context: Tensor | None = None) -> Tensor:
+        """What is to become small along a path of states z (N, B, D) at times t, (N,) or (N, B): a scalar."""
 
 
 class HamiltonJacobi(nn.Module):

@@ -16,7 +16,7 @@ from .errors import ArgumentError, ArgumentTypeError
 from .flow import PotentialFlow
 from .frames import Frames, check_encoded, parse_frames
 from .objectives import ELBO as ELBO
-from .objectives import KL, PDE, Draw, FlowKL, PathKL, Term, check_pde, check_prior, lower_bound, sum_rest
+from .objectives import KL, Draw, FlowKL, PathKL, PDELoss, Term, check_pde, check_prior, lower_bound, sum_rest
 from .priors import DiffusionPrior
 from .selection import SelectionLike
 from .times import TimesLike
@@ -97,7 +97,7 @@ class FlowVAE(nn.Module):
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
         self.encode_frames = None if encode_frames is None else positive_int("encode_frames", encode_frames)
         self.temperature = 1.0  # of the straight-through Gumbel-softmax; anneal it while training
-        for term in self.terms():
+        for term in FlowVAE.terms(self):  # a subclass has not set its own weights yet
             term.check()
         if prior is not None:
             check_prior(prior, flow)
@@ -114,7 +114,7 @@ class FlowVAE(nn.Module):
             KL(self.kl_weight),
             FlowKL(1.0, flow_logits),
             PathKL(self.path_kl_weight, self.prior),
-            PDE(self.pde_weight, self.pde),
+            PDELoss(self.pde_weight, self.pde),
         ]
 
     def elbo(
@@ -154,7 +154,7 @@ class FlowVAE(nn.Module):
         for term in terms:
             term.check()
         k = k if logits is None else self._draw_flow(logits)
-        posterior = self._encode(self.encoded(x))
+        posterior = self._encode(self.encoder_input(x))
         integrals = {name for term in terms for name in term.integrals}
         path = self.flow.solve(
             posterior.rsample(),
@@ -167,7 +167,7 @@ class FlowVAE(nn.Module):
         reconstruction = self._reconstruction(frames, path.z).sum(0).mean()
         return lower_bound(reconstruction, terms, Draw(posterior, path, k, context, frames.weight))
 
-    def encoded(self, x: Tensor) -> Tensor:
+    def encoder_input(self, x: Tensor) -> Tensor:
         """What the encoder gets of sequences x (B, T+1, …): the first frame (B, …), or the first m (B, m, …)."""
         return x[:, 0] if self.encode_frames is None else x[:, : self.encode_frames]
 

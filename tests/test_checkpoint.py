@@ -94,8 +94,28 @@ def test_load_errors(checkpoint, tmp_path):
         cflow.load(tmp_path / "module")
     with pytest.raises(cflow.ArgumentError, match="no file or folder"):
         cflow.load(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(cflow.ArgumentError, match="holds no checkpoints"):
-        cflow.load(tmp_path)
+        cflow.load(tmp_path / "empty")
+
+
+def test_the_newest_run_is_found(checkpoint, tmp_path, monkeypatch):
+    vae, file = checkpoint
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["vae.decoder.log_scale"] += 1
+    runs = tmp_path / "runs" / "mine"
+    for number in (2, 10):
+        (runs / f"version_{number}" / "checkpoints").mkdir(parents=True)
+    torch.save(content, runs / "version_2/checkpoints/last.ckpt")
+    (runs / "version_10/checkpoints/best.ckpt").write_bytes(file.read_bytes())
+    (runs / "version_11").mkdir()  # a run that has not come to a checkpoint
+    monkeypatch.chdir(tmp_path)
+    for path in ("last", runs, "runs/mine"):
+        torch.testing.assert_close(cflow.load(path).decoder.log_scale, vae.decoder.log_scale)
+    monkeypatch.chdir(runs)
+    torch.testing.assert_close(cflow.load(".").decoder.log_scale, vae.decoder.log_scale)
+    with pytest.raises(cflow.ArgumentError, match="no run with a checkpoint under 'runs'"):
+        cflow.load("last")
 
 
 def test_the_best_checkpoint_is_preferred(checkpoint):

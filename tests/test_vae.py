@@ -273,7 +273,9 @@ class Energy(objectives.Term):
 
 
 class WithEnergy(FlowVAE):
-    energy_weight = 0.3
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.energy_weight = 0.3
 
     def terms(self, flow_logits=None):
         return [*super().terms(flow_logits), Energy(self.energy_weight)]

@@ -139,14 +139,14 @@ class FlowVAEModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: nats a sequence, averaged over the batch."""
-        x = self.data.source.frames(batch.stored, batch.k, batch.t)
+        x = self._frames(batch)
         loss: Tensor = self.vae.elbo(x, batch.k, batch.t, batch.mask).loss
         self.log("loss", loss, prog_bar=True, batch_size=len(x))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean equivariance error over all transformations of everything."""
-        x = self.data.source.frames(batch.stored, batch.k, batch.t)
+        x = self._frames(batch)
         error = metrics.equivariance_error(self.vae, x, batch.k, batch.t).sum(0).mean()
         self.log("val/equivariance_error", error, prog_bar=True, batch_size=len(x))
 
@@ -154,7 +154,7 @@ class FlowVAEModule(LightningModule):
         """Log every number of metrics.json that is an average over sequences or images."""
         seed_generators(mixed(self.seed, batch_idx))
         names, k, t = self.data.source.names, batch.k, batch.t
-        x = self.data.source.frames(batch.stored, k, t)
+        x = self._frames(batch)
         things = len(x) // len(names)
         for index, name in enumerate(names):
             numbers = transformation_errors(self.vae, x[k == index], k[k == index], t, name)
@@ -166,6 +166,11 @@ class FlowVAEModule(LightningModule):
             order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
             value = metrics.log_likelihood(self.vae, x[order], k[order], t, num_samples=self.likelihood_samples)
             self.log("log_likelihood", value.mean(), batch_size=len(order))
+
+    def _frames(self, batch: Batch) -> Tensor:
+        """The frames of a batch, in the precision of the weights."""
+        x = self.data.source.frames(batch.stored, batch.k, batch.t)
+        return x.to(next(self.parameters()).dtype)
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
