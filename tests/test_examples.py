@@ -1,5 +1,7 @@
 """The notebooks and scripts in examples/: what a reader finds in them. That notebooks run is tested by nbmake."""
 
+import base64
+import io
 import json
 import math
 import re
@@ -9,7 +11,9 @@ import subprocess
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import cflow
 from cflow import plots
@@ -80,6 +84,29 @@ def test_no_private_name_of_cflow(path):
     text = code(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     assert not re.search(r"\.(_[a-zA-Z]\w*)", text)
     assert not re.search(r"(from|import) +cflow[\w.]*\._|import +_\w", text)
+
+
+@every_notebook
+def test_its_pictures_are_sharp(path):
+    """As wide as they are shown and more: twice, where a screen has the pixels."""
+    outputs = [
+        output for cell in cells(path) for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
+    for output in outputs:
+        with Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"]))) as picture:
+            assert picture.width // 2 == output["metadata"]["image/png"]["width"]
+    assert path.stat().st_size < 2e6
+
+
+@every_notebook
+def test_its_thumbnail_is_cut_from_its_pictures(path):
+    """Where this fails after a notebook was run anew: python docs/thumbnails.py"""
+    thumbnails = runpy.run_path(str(EXAMPLES.parent / "docs" / "thumbnails.py"))
+    wanted = np.asarray(thumbnails["thumbnail"](path.stem), dtype=float)
+    with Image.open(EXAMPLES.parent / "docs" / "thumbnails" / f"{path.stem}.png") as picture:
+        assert picture.size == (640, 360)
+        kept = np.asarray(picture.convert("RGB"), dtype=float)
+    assert np.abs(kept - wanted).mean() < 3  # it has 256 colours
 
 
 def test_every_public_name_is_used_somewhere():
