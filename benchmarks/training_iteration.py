@@ -27,8 +27,10 @@ from report import command_line, machine, milliseconds, one_line, print_table, w
 from torch import Tensor, nn
 
 import cflow
+from cflow.data import Sequences, Stills
+from cflow.training.batches import Drawn
 from cflow.training.datamodule import SequenceDataModule
-from cflow.training.module import FlowVAEModule, draw_frames
+from cflow.training.module import FlowVAEModule
 
 SCHEMA = 1
 PARTS = ("data", "encoder", "flow", "decoder", "losses", "optimiser")
@@ -93,19 +95,20 @@ class Iteration:
     Arguments:
         config: the preset, as its YAML says.
         scheme: one of `SCHEMES`.
-        images: (N, C, H, W), uint8.
+        train: what the preset trains on.
         device: where everything runs.
     """
 
-    def __init__(self, config: dict[str, Any], scheme: str, images: Tensor, device: torch.device) -> None:
+    def __init__(self, config: dict[str, Any], scheme: str, train: Sequences, device: torch.device) -> None:
         model = dict(config["model"])
         if scheme != "preset":
             model |= {"potential": "mlp", "time_dependent": True}
         torch.manual_seed(0)
         self.module = FlowVAEModule(**model).to(device)
         self.optimiser = torch.optim.Adam(self.module.parameters(), lr=1e-3, fused=True)
-        self.data = SequenceDataModule(**config["data"])
-        self.images, self.device, self.original = images, device, scheme == "original"
+        self.batch, self.device, self.original = config["data"]["batch_size"], device, scheme == "original"
+        count = train.num_frames if self.original else self.module.frames_per_step
+        self.drawn, self.done = Drawn(train, count, seed=0), 0
         precision = str(config["trainer"].get("precision", "32-true"))
         halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16} if device.type == "cuda" else {}
         self.half = halves.get(precision)
@@ -114,21 +117,21 @@ class Iteration:
         lap_at(self.laps, vae.encoder, "encoder", before="losses", behind="flow")
         lap_at(self.laps, vae.decoder, "decoder", before="flow", behind="losses")
         if self.original:
-            batch, flows = self.data.batch_size, self.module.model_config["num_flows"]
-            self.field = OriginalField(cast(cflow.MLPPotential, vae.flow.net), torch.zeros(batch, flows)).to(device)
+            w = torch.zeros(self.batch, self.module.config.num_flows)
+            self.field = OriginalField(cast(cflow.MLPPotential, vae.flow.net), w).to(device)
             parameters = [p for name, p in self.module.named_parameters() if ".flow." not in name]
             self.optimiser = torch.optim.Adam([*parameters, *self.field.parameters()], lr=1e-3, fused=True)
 
     def __call__(self) -> dict[str, float]:
         """Run once; seconds by part."""
-        laps, data = self.laps, self.data
+        laps = self.laps
         laps.mark("data")
-        index = torch.randint(len(self.images), (data.batch_size,))
-        batch = self.images[index].to(self.device)
-        k = torch.randint(len(data.transformations), (len(batch),), device=self.device)
-        count = data.num_frames if self.original else self.module.frames_per_step
-        t, mask = draw_frames(data.times.to(self.device), len(batch), count)
-        x = data.sequences(batch, k, t)
+        chosen = torch.randint(len(self.drawn), (self.batch,)).tolist()
+        self.done += 1
+        batch = self.drawn.__getitems__([(self.done, thing) for thing in chosen])
+        stored, k, t = (part.to(self.device) for part in (batch.stored, batch.k, batch.t))
+        mask = None if batch.mask is None else batch.mask.to(self.device)
+        x = self.drawn.source.frames(stored, k, t)
         laps.mark("data")
         half = contextlib.nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)
         with half:
@@ -163,14 +166,14 @@ def preset(name: str) -> dict[str, Any]:
     return cast(dict[str, Any], yaml.safe_load(text))
 
 
-def images_of(config: dict[str, Any], root: str | None) -> Tensor:
-    """The preset's training images; for MNIST without `root` random ones of its size: times depend on no pixel."""
+def trained_on(config: dict[str, Any], root: str | None) -> Sequences:
+    """The preset's training set; for MNIST without `root` random images of its size: times depend on no pixel."""
     if config["data"]["dataset"] == "mnist" and root is None:
         print("mnist: random images stand in for the real ones; --data-root DIR reads them")
-        return torch.randint(256, (55_000, 3, 28, 28), dtype=torch.uint8)
-    module = SequenceDataModule(**config["data"] | {"root": root or "data"})
-    module.setup("fit")
-    return cast(Tensor, module.train_dataloader().dataset.images)  # type: ignore[attr-defined]
+        return Stills(
+            torch.randint(256, (55_000, 3, 28, 28), dtype=torch.uint8), num_frames=config["data"]["num_frames"]
+        )
+    return SequenceDataModule(**config["data"] | {"root": root or "data"}).source.split("train")
 
 
 def measure(
@@ -178,9 +181,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """One row a scheme: median seconds of each part, of the whole, and its quartiles; interleaved, warmed up."""
     config = preset(name)
-    images = images_of(config, root)
+    train = trained_on(config, root)
     iterations: dict[str, Callable[[], dict[str, float]]] = {
-        scheme: Iteration(config, scheme, images, device) for scheme in schemes
+        scheme: Iteration(config, scheme, train, device) for scheme in schemes
     }
     samples: dict[str, list[dict[str, float]]] = {scheme: [] for scheme in schemes}
     for done in range(rounds + 2):

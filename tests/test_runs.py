@@ -190,6 +190,26 @@ def tiny_mnist(folder):
     return folder
 
 
+@pytest.mark.slow
+def test_the_objective_of_the_paper_trains(tmp_path, monkeypatch) -> None:
+    """Path KL and Hamilton-Jacobi are in the loss, every potential sees the time, and the loss falls."""
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", "mnist_paper", "--data.root", str(tiny_mnist(tmp_path)), "--trainer.accelerator", "cpu"]
+    words += ["--data.val_samples", "8", "--data.test_samples", "8", "--data.batch_size", "16", "--model.lr", "2e-3"]
+    words += ["--model.likelihood_samples", "2", "--trainer.log_every_n_steps", "1", "--trainer.max_steps", "25"]
+    assert cli.main(words) == 0
+    vae = cflow.load("runs/mnist_paper")
+    assert (vae.path_kl_weight, vae.pde_weight, vae.kl_weight) == (1.0, 1.0, 1.0)
+    assert isinstance(vae.flow.net, cflow.MLPPotential)
+    assert vae.flow.net.time_dependent
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "runs/mnist_paper/version_0")).Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    assert len(losses) == 25
+    assert losses[-1] < 0.97 * losses[0]
+
+
 SCRIPT = """
 import sys
 import pytorch_lightning as pl

@@ -2,9 +2,16 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import math
+import os
+import pty
 import random
 import re
+import struct
+import subprocess
+import sys
+import termios
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +25,7 @@ from cflow.data.digits import load_digits
 
 pl = pytest.importorskip("pytorch_lightning")
 
-from cflow.training import results  # noqa: E402
+from cflow.training import progress, results  # noqa: E402
 from cflow.training.batches import Drawn, Stream, draw_frames, mixed  # noqa: E402
 from cflow.training.checkpoints import checkpoint_callbacks  # noqa: E402
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
@@ -195,6 +202,28 @@ def test_a_fit_without_an_end_in_steps_needs_a_constant_rate(tmp_path) -> None:
     with pytest.raises(cflow.ArgumentError, match=r"give trainer\.max_steps"):
         trainer(tmp_path, **limits).fit(FlowVAEModule(**SMALL), SequenceDataModule())
     trainer(tmp_path, **limits).fit(FlowVAEModule(**SMALL, schedule="constant"), SequenceDataModule())
+
+
+def test_without_a_terminal_a_line_comes_at_least_every_few_seconds(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress.FitProgress, "LINE", 0.0)
+    said = progress.FitProgress("there")
+    settings = {"max_steps": 3, "limit_val_batches": 0, "enable_progress_bar": True}
+    trainer(tmp_path, callbacks=[said], **settings).fit(FlowVAEModule(**SMALL), SequenceDataModule())
+    lines = capsys.readouterr().out.splitlines()
+    first = "training scaling, rotation, hue of 1,257 Digits: ridge potentials, D=4, 0.1 M weights; 3 steps on cpu "
+    assert lines[0] == first + "(1 thread); writes there"
+    assert [line.split(",")[0] for line in lines[1:]] == [f"step {step} of 3" for step in (1, 2, 3)]
+    assert all(re.search(r"loss -?\d", line) for line in lines[1:])
+
+
+@pytest.mark.parametrize(("rows", "columns", "bar"), [(24, 80, True), (0, 0, False), (24, 0, False), (24, 20, False)])
+def test_bars_need_a_terminal_with_rows_and_columns(rows, columns, bar) -> None:
+    theirs = pty.openpty()[1]
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    code = "import sys; from cflow.training.progress import draws_bars; sys.exit(10 + draws_bars())"
+    clean = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, env=clean, check=False)
+    assert done.returncode == 10 + bar
 
 
 class Stopped(pl.Callback):

@@ -235,7 +235,7 @@ class CflowCLI(LightningCLI):
             return
         run = self.trainer.strategy.broadcast(self.run)
         wanted, steps, seconds = progress.wanted_steps(self.trainer), self.trainer.global_step, self.model.seconds
-        if wanted and steps < wanted:
+        if wanted and steps < wanted and progress.time_is_up(self.trainer):
             rank_zero_only(print)(
                 f"trainer.max_time ended the training after {steps:,} of {wanted:,} steps: what follows is of an "
                 f"unfinished model. Go on with: cflow fit --ckpt_path {results.short(run)} --trainer.max_time null"

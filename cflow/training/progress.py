@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
 NAMES = {"val/equivariance_error": "validation error"}
@@ -113,6 +113,12 @@ def wanted_steps(trainer: Trainer) -> int | None:
     """How many steps a fit is to make in all; None where only time or an interrupt ends it."""
     steps = trainer.estimated_stepping_batches
     return int(steps) if steps < float("inf") else None
+
+
+def time_is_up(trainer: Trainer) -> bool:
+    """Whether it was ``max_time`` that ended a fit."""
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    return any((timer.time_remaining() or 0.0) <= 0 for timer in timers)
 
 
 def describe(trainer: Trainer, module: Any) -> str:
