@@ -63,7 +63,7 @@ def stored_step(path) -> int:
 
 def test_fit_writes_the_files_of_a_run(fitted) -> None:
     run, _ = fitted
-    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif"):
+    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif", "traversals.webp"):
         assert (run / name).stat().st_size > 0
     assert list(run.glob("events.out.tfevents.*"))
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -307,6 +307,9 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["test"], "needs --ckpt_path"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "no such file"),
         (["traverse", "--ckpt_path", "last", "--config", "mnist"], "no run with a checkpoint"),
+        (["fit", "--trainer.max_steps", "0"], "give at least one step"),
+        (["fit", "--model.image_shape", "[1,2,3]"], "--model.image_shape: cannot be given, it is the data's"),
+        (["fit", "--data.source", "os"], "data.source: expected a cflow.data.Sequences, got str"),
         (["fit", "stray"], "unexpected argument 'stray'"),
     ],
 )

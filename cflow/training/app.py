@@ -219,8 +219,10 @@ class CflowCLI(LightningCLI):
             raise ArgumentError(f"--trainer: {str(error).splitlines()[0]}") from None
 
     def _check_resume(self, section: Namespace) -> None:
-        """Refuse to resume a fit that has nothing left to do: it would end at once, in silence."""
+        """Refuse a fit that has nothing to do: it would end at once, in silence."""
         path = self._get(self.config, "ckpt_path")
+        if section["max_steps"] == 0:
+            raise ArgumentError("--trainer.max_steps=0: give at least one step, or -1 for no limit.")
         if path and section["max_steps"] >= 0:
             steps = runs.read_fit(Path(path)).get("global_step", 0)
             if steps >= section["max_steps"]:
