@@ -264,6 +264,17 @@ def test_print_config_help_and_version(capsys) -> None:
         cli.main(["--print_config"])
 
 
+def test_a_printed_configuration_makes_a_run_of_its_own_name(folder, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["fit", "--config", "digits", *TINY, "--trainer.max_steps", "1", "--print_config"])
+    Path("mine.yaml").write_text(capsys.readouterr().out)
+    assert cli.main(["fit", "--config", "mine.yaml"]) == 0
+    assert cli.main(["fit", "--ckpt_path", "runs/mine", "--trainer.max_steps", "2"]) == 0
+    assert cli.main(["fit", "--config", "runs/mine/version_1/config.yaml"]) == 0
+    assert sorted(path.name for path in Path("runs/mine").iterdir()) == ["version_0", "version_1", "version_2"]
+
+
 def test_help_begins_with_the_model_and_hides_what_is_rare(capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["fit", "--help"])
