@@ -39,6 +39,25 @@ class Frames:
             return self.x
         return self.x.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (self.x.ndim - 2)), 0)
 
+    @property
+    def flagged(self) -> Tensor:
+        """`observed` with one channel more, (B, T+1, C+1, …): 1 in missing frames, else 0."""
+        seen = self.observed
+        channel = torch.zeros_like(seen[:, :, :1])
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            channel = channel.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (channel.ndim - 2)), 1)
+        return torch.cat([seen, channel], 2)
+
+    @property
+    def behind_first(self) -> Frames:
+        """The frames 1..T."""
+        return Frames(self.x[:, 1:], Times(self.times.values[1:]), None if self.mask is None else self.mask[:, 1:])
+
+    @property
+    def weighted(self) -> bool:
+        """Whether numbers say how often frames count, and not only booleans which ones do."""
+        return self.mask is not None and self.mask.dtype != torch.bool
+
 
 def parse_frames(
     x: object,
