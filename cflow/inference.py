@@ -15,6 +15,7 @@ from .flow import FlowPath
 from .modes import unreadable
 
 Inference = Literal["marginal", "gumbel"]
+ResponsibilityFrames = Literal["all", "decoded"]
 INFERENCES = get_args(Inference)
 
 
@@ -43,9 +44,9 @@ class FlowBelief:
         """Normalised log-probabilities (B, K) of unnormalised ones; all on the label where there is one."""
         return self._possible(log_weights).log_softmax(-1)
 
-    def posterior(self, log_likelihood: Tensor) -> Tensor:
-        """log p(k|x, z_0), (B, K), of log p(x|z_0, k): the log-responsibilities."""
-        return self.given_labels(self.log_prior.to(log_likelihood) + log_likelihood)
+    def posterior(self, log_likelihood: Tensor, temperature: float = 1.0) -> Tensor:
+        """The log-responsibilities log p(k|x, z_0), (B, K), of log p(x|z_0, k) over a temperature."""
+        return self.given_labels(self.log_prior.to(log_likelihood) + log_likelihood / temperature)
 
     def draw(self, temperature: float) -> Tensor:
         """One-hot weights (B, K), drawn from q(k|x); their gradient is that of the softened draw."""

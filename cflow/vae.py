@@ -17,7 +17,16 @@ from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import FlowPath, PotentialFlow
 from .frames import Frames, check_encoded, parse_frames
-from .inference import FlowBelief, Inference, Inferred, as_flow_prior, as_inference, check_labels, split_path
+from .inference import (
+    FlowBelief,
+    Inference,
+    Inferred,
+    ResponsibilityFrames,
+    as_flow_prior,
+    as_inference,
+    check_labels,
+    split_path,
+)
 from .objectives import ELBO as ELBO
 from .objectives import (
     KL,
@@ -63,8 +72,17 @@ class FlowVAE(nn.Module):
             E log Σ_k p(k) Π_t p(x_t|z_t, k) − KL(q(z_0|x_0) ‖ p(z_0)), towards whose responsibilities q(k|x) is
             trained. It takes K solves and decoders, and does not collapse onto a few of the flows. See `elbo`.
         flow_prior: p(k), (K,); uniform by default.
+        responsibility_frames: the frames that responsibilities are made of where a mask of numbers weights them.
+            "all": the expected gradient is that of the marginal. "decoded": those of non-zero weight, each once, which
+            costs less, and is softer: the gradient is then that of another bound, equal where the flows are told apart.
         encode_frames: m, where the encoder is to see the first m frames, (B, m, …), of which z is the state at the
             first; `encode` and `traverse` take them likewise. None: it sees the first frame, (B, …).
+
+    Attributes:
+        temperature: in training, of the straight-through draw of "gumbel", where 1 falls to some 0.3; and of the
+            responsibilities of "marginal", p(k) p(x|z_0, k)^(1/temperature), where some 1000 falls to 1 in the first
+            half of the training: log-likelihoods of images are sharp enough for the first flow that is a little better
+            to take everything (deterministic annealing: Ueda, Nakano, 1998). 1 to begin with; the bound holds at any.
 
     Raises:
         ArgumentError: a weight without its module, negative weights, a prior or pde of another flow, an inference
@@ -96,6 +114,7 @@ class FlowVAE(nn.Module):
         flow_posterior: nn.Module | None = None,
         inference: Inference | None = None,
         flow_prior: Tensor | Sequence[float] | None = None,
+        responsibility_frames: ResponsibilityFrames = "all",
         encode_frames: int | None = None,
     ) -> None:
         super().__init__()
@@ -118,12 +137,15 @@ class FlowVAE(nn.Module):
         self.encoder, self.decoder, self.flow = encoder, decoder, flow
         self.prior, self.pde, self.flow_posterior = prior, pde, flow_posterior
         self.inference = as_inference(inference, flow_posterior)
+        if responsibility_frames not in ("all", "decoded"):
+            raise ArgumentError(f"responsibility_frames: expected 'all' or 'decoded', got {responsibility_frames!r}")
+        self.responsibility_frames = responsibility_frames
         num_flows = getattr(flow.net, "num_flows", None)
         self.flow_prior: Tensor | None
         self.register_buffer("flow_prior", None if flow_prior is None else as_flow_prior(flow_prior, num_flows))
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
         self.encode_frames = None if encode_frames is None else positive_int("encode_frames", encode_frames)
-        self.temperature = 1.0  # of the straight-through Gumbel-softmax; anneal it while training
+        self.temperature = 1.0  # of a latent k, see the class; anneal it while training
         for term in FlowVAE.terms(self):  # a subclass has not set its own weights yet
             term.check()
         if prior is not None:
@@ -175,7 +197,8 @@ class FlowVAE(nn.Module):
 
         weights inside the logarithm of a sum would bias it upwards, and sharpen r. Responsibilities are then those of
         all frames, without gradient, so that the mean over random subsets of frames is the gradient of the marginal,
-        and the mean of `value` the marginal itself. Other terms of the loss are Σ_k r_k term_k.
+        and the mean of `value` the marginal itself (see `responsibility_frames` for a cheaper way that is not exact).
+        Other terms of the loss are Σ_k r_k term_k.
 
         Raises:
             ArgumentError: shapes of x, t, mask, labels or of a module's distribution that do not go together, values
@@ -240,7 +263,7 @@ class FlowVAE(nn.Module):
                 )
             return self._flow_logits(frames).softmax(-1)
         z = self._flow_all(self.encode(self.encoder_input(x)), frames, [], context)[1]
-        log_likelihood = self._all_frames(frames, z)
+        log_likelihood = self._reconstruction(frames.once, z).sum(0).mT
         return (self.log_flow_prior(log_likelihood) + log_likelihood).softmax(-1)
 
     def log_flow_prior(self, like: Tensor) -> Tensor:
@@ -346,10 +369,6 @@ class FlowVAE(nn.Module):
         out[keep] = self.log_prob_frames(x[keep], z[keep]) * weight[keep].to(z.dtype)
         return out
 
-    def _all_frames(self, frames: Frames, z: Tensor) -> Tensor:
-        """Σ_t log p(x_t | z_t, k), (B, K), over all frames that are there; z (T+1, K, B, D)."""
-        return self._reconstruction(replace(frames, mask=None) if frames.weighted else frames, z).sum(0).mT
-
     def _solve(
         self, z0: Tensor, k: SelectionLike, frames: Frames, terms: Sequence[Term], context: Tensor | None
     ) -> FlowPath:
@@ -380,15 +399,17 @@ class FlowVAE(nn.Module):
         posterior = self._encode(self.encoder_input(frames.x))
         paths, z = self._flow_all(posterior.rsample(), frames, terms, context)
         marginal, wanted = self.inference == "marginal", None
+        temperature = self.temperature if self.training else 1.0
         if not marginal:
             log_probs = belief.given_labels(belief.log_q)
         elif frames.weighted:
-            with torch.no_grad():
-                log_probs = belief.posterior(self._all_frames(frames.behind_first, z[1:]))
+            seen = (frames.once if self.responsibility_frames == "all" else frames.decoded).behind_first
+            with torch.no_grad():  # the first frame is the same under every flow
+                log_probs = belief.posterior(self._reconstruction(seen, z[1:]).sum(0).mT, temperature)
             wanted = (log_probs.exp() > torch.finfo(log_probs.dtype).eps).mT  # the others are below a rounding
         log_likelihood = self._reconstruction(frames, z, wanted).sum(0).mT
         if marginal and not frames.weighted:
-            log_probs = belief.posterior(log_likelihood.detach())
+            log_probs = belief.posterior(log_likelihood.detach(), temperature)
         share = log_probs.exp()
         inferred = Inferred(log_probs, belief.log_prior, belief.log_q, share if marginal else belief.known)
         draws = [

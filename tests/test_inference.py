@@ -184,6 +184,31 @@ def test_what_cannot_count_is_decoded_without_gradient_or_not_at_all():
     assert vae.decoder.rows == [(FLOWS * B * (FRAMES - 1), False), (2 * B, True)]
 
 
+@pytest.mark.parametrize("labels", [None, LABELS], ids=["unknown", "some labels"])
+def test_responsibilities_of_decoded_frames_only(labels):
+    vae, x = model(flow_prior=PRIOR, responsibility_frames="decoded"), sequences()
+    chosen = torch.rand(B, FRAMES).argsort(-1) < 2
+    elbo = vae.elbo(x, mask=FRAMES / 2 * chosen, labels=labels)
+    assert vae.decoder.rows[0] == (FLOWS * int(chosen[:, 1:].sum()), False)
+    without = model(flow_prior=PRIOR)
+    without.load_state_dict(vae.state_dict())
+    shown = chosen.clone()
+    shown[:, 0] = True  # as it may not be missing
+    torch.testing.assert_close(elbo.responsibilities, without.elbo(x, mask=shown, labels=labels).responsibilities)
+
+
+def test_responsibilities_have_a_temperature_in_training():
+    vae, x = model(flow_prior=PRIOR), sequences()
+    joint, kl = log_joint(vae, x)
+    log_p = joint - PRIOR.log()
+    vae.temperature = 7.0
+    elbo, r = vae.elbo(x), (PRIOR.log() + log_p / 7).softmax(-1)
+    torch.testing.assert_close(elbo.responsibilities, r)
+    torch.testing.assert_close(vae.elbo(x, mask=torch.ones(B, FRAMES)).responsibilities, r)
+    torch.testing.assert_close(elbo.value, ((r * (joint - r.log())).sum(-1) - kl).mean())
+    torch.testing.assert_close(vae.eval().elbo(x).responsibilities, joint.softmax(-1))
+
+
 def test_a_single_frame_tells_nothing_of_flows():
     vae, x = model(net=Logits(), flow_prior=PRIOR), sequences()[:, :1]
     vae.flow_posterior.w = nn.Parameter(torch.randn(PIXELS, FLOWS))
@@ -469,6 +494,7 @@ BAD = {
     "inference: expected 'marginal' or 'gumbel', got 'exact'": lambda v, x: model("exact"),
     r"inference: 'marginal' needs a q\(k\|x\)": lambda v, x: again(v, inference="marginal"),
     r"inference: 'gumbel' needs a q\(k\|x\)": lambda v, x: again(v, inference="gumbel"),
+    "responsibility_frames: expected 'all' or 'decoded', got 'some'": lambda v, x: model(responsibility_frames="some"),
     r"flow_prior: expected probabilities \(K,\) = \(3,\), got shape \(2,\)": lambda v, x: model(flow_prior=[0.5, 0.5]),
     r"flow_prior: expected probabilities \(K,\) = \(3,\), got shape \(\)": lambda v, x: model(flow_prior=1.0),
     r"flow_prior: expected probabilities > 0 that sum to 1, .* of sum 0.9": lambda v, x: model(
@@ -521,3 +547,43 @@ def test_the_prior_is_kept_with_the_weights():
     vae, other = model(flow_prior=PRIOR), model(flow_prior=[1 / 3] * 3)
     other.load_state_dict(vae.state_dict())
     torch.testing.assert_close(other.flow_prior, PRIOR)
+
+
+# --- learned ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+def test_flows_of_digits_are_found_without_labels():
+    """A minute: two random frames a step; the responsibilities cool down from a temperature of 1000."""
+    pytest.importorskip("sklearn")
+    torch.set_default_dtype(torch.float32)
+    shape, batch, steps, data = (3, 28, 28), 64, 300, cflow.data.Digits()
+    flow = PotentialFlow(nets.build_potential("quadratic", 32, FLOWS), solver=Solver("rk4", step_size=2.0))
+    vae = FlowVAE(
+        nets.MLPEncoder(shape, 32, 192),
+        nets.MLPDecoder(shape, 32, 192),
+        flow,
+        flow_posterior=nets.MLPSequenceEncoder(shape, data.num_frames, FLOWS, width=64),
+        inference="marginal",
+    )
+    optimizer, train = torch.optim.Adam(vae.parameters()), data.split("train")
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 1.5e-3 * (1 + math.cos(math.pi * step / steps))
+        vae.temperature = max(1.0, 1000.0 ** (1 - 2 * step / steps))
+        k = torch.randint(FLOWS, (batch,))
+        x = train.sequences(torch.randint(len(train), (batch,)), k, data.times)
+        chosen = torch.rand(batch, data.num_frames).argsort(-1) < 2
+        loss = vae.elbo(x, mask=data.num_frames / 2 * chosen).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    test = data.split("test")
+    k = torch.arange(len(test)) % FLOWS
+    x = test.sequences(torch.arange(len(test)), k, data.times)
+    vae.eval()
+    with torch.no_grad():
+        q = vae.infer_flow(x)
+        assert metrics.flow_accuracy(q, k)[0] >= 0.95
+        assert metrics.flow_accuracy(vae.infer_flow(x, exact=True), k)[0] >= 0.95
+    assert metrics.expected_calibration_error(q, k) <= 0.05
