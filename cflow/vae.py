@@ -364,7 +364,9 @@ class FlowVAE(nn.Module):
             weight = None if weight is None else weight[:, None].expand(lead)
         if weight is None:
             return self.log_prob_frames(x, z)
-        keep = weight != 0 if wanted is None else (weight != 0) & wanted
+        keep = weight != 0
+        if wanted is not None:
+            keep = keep & wanted
         out = z.new_zeros(lead)
         out[keep] = self.log_prob_frames(x[keep], z[keep]) * weight[keep].to(z.dtype)
         return out
