@@ -70,7 +70,7 @@ class FlowVAE(nn.Module):
         inference: how a latent k is inferred. "gumbel" (the default): one flow a sequence, drawn by a straight-through
             Gumbel-softmax in training; in evaluation the exact mean over q(k|x). "marginal": the bound is
             E log Σ_k p(k) Π_t p(x_t|z_t, k) − KL(q(z_0|x_0) ‖ p(z_0)), towards whose responsibilities q(k|x) is
-            trained. It takes K solves and decoders, and does not collapse onto a few of the flows. See `elbo`.
+            trained, see `elbo`. It takes K solves and decoders; `temperature` keeps all flows in use.
         flow_prior: p(k), (K,); uniform by default.
         responsibility_frames: the frames that responsibilities are made of where a mask of numbers weights them.
             "all": the expected gradient is that of the marginal. "decoded": those of non-zero weight, each once, which
@@ -98,6 +98,10 @@ class FlowVAE(nn.Module):
         torch.Size([])
         >>> vae.traverse(x[:, 0], 1, t=[0, 1, 2]).shape
         torch.Size([3, 4, 1, 8, 8])
+        >>> q = nets.MLPSequenceEncoder((1, 8, 8), num_frames=3, num_flows=3)
+        >>> weak = FlowVAE(vae.encoder, vae.decoder, flow, flow_posterior=q, inference="marginal")
+        >>> weak.elbo(x, labels=torch.tensor([0, -1, -1, 2])).responsibilities.shape
+        torch.Size([4, 3])
     """
 
     def __init__(
@@ -174,7 +178,7 @@ class FlowVAE(nn.Module):
         *,
         labels: Tensor | None = None,
     ) -> ELBO:
-        """The evidence lower bound of sequences, and what to minimise.
+        r"""The evidence lower bound of sequences, and what to minimise.
 
         Arguments:
             x: sequences (B, T+1, …); the first frame, or the first `encode_frames`, are encoded, and all are decoded.
@@ -189,16 +193,18 @@ class FlowVAE(nn.Module):
                 supervised: its bound is that of k = label and log p(k), and it trains q(k|x) by −log q(label|x).
 
         A latent k is inferred from all frames that are there, whatever their weights. Under "gumbel" it is drawn in
-        training, and averaged over q(k|x) in evaluation. Under "marginal" the bound is that of all flows, with the
-        responsibilities r_k = p(k|x, z_0) and
+        training, and averaged over q(k|x) in evaluation. Under "marginal" one z_0 is shared by all flows, and
 
-            loss = −value − Σ_k r_k log q(k|x), where all frames count, or a boolean mask says which ones do,
-            loss = −Σ_k r_k Σ_t weight_t log p(x_t|z_t, k) + KL(z_0) − Σ_k r_k log q(k|x), where numbers weight them:
+        .. math:: value = E_{z_0} \log Σ_k p(k) Π_t p(x_t|z_t, k) − KL(q(z_0|x_0) ‖ p(z_0)), \quad
+            r_k = p(k|x, z_0), \quad loss = −value − Σ_k r_k \log q(k|x)
 
-        weights inside the logarithm of a sum would bias it upwards, and sharpen r. Responsibilities are then those of
-        all frames, without gradient, so that the mean over random subsets of frames is the gradient of the marginal,
-        and the mean of `value` the marginal itself (see `responsibility_frames` for a cheaper way that is not exact).
-        Other terms of the loss are Σ_k r_k term_k.
+        Weights of frames would bias that upwards inside the logarithm, and sharpen r, so that they stay outside:
+
+        .. math:: loss = −Σ_k r_k Σ_t weight_t \log p(x_t|z_t, k) + KL(q(z_0|x_0) ‖ p(z_0)) − Σ_k r_k \log q(k|x)
+
+        where r is still that of all frames, each once, without gradient. Over random subsets of frames the mean of its
+        gradient is that of the marginal, and the mean of `value` the marginal itself (`responsibility_frames` has a
+        cheaper way that is not exact). Other terms of the loss are Σ_k r_k term_k.
 
         Raises:
             ArgumentError: shapes of x, t, mask, labels or of a module's distribution that do not go together, values
@@ -271,7 +277,11 @@ class FlowVAE(nn.Module):
         flows = self.flow.num_flows
         if self.flow_prior is None:
             return like.new_full((flows,), -math.log(flows))
-        return as_flow_prior(self.flow_prior, flows).to(like).log()
+        if self.flow_prior.shape != (flows,):  # a user's potential has only now said how many there are
+            raise ArgumentError(
+                f"flow_prior: expected probabilities (K,) = ({flows},), got shape {tuple(self.flow_prior.shape)}"
+            )
+        return self.flow_prior.to(like).log()
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """What the encoder gets of sequences x (B, T+1, …): the first frame (B, …), or the first m (B, m, …)."""
