@@ -33,6 +33,16 @@ class FlowBelief:
     log_prior: Tensor
     labels: Tensor | None
 
+    @classmethod
+    def of(cls, logits: Tensor, log_prior: Tensor, labels: object) -> FlowBelief:
+        """From logits of q(k|x), (B, K), and labels that are checked."""
+        log_q = logits.log_softmax(-1)
+        log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min)  # a logit of −∞ is q = 0, and q log q has to be 0
+        if labels is None:
+            return cls(log_q, log_prior, None)
+        batch, num_flows = logits.shape
+        return cls(log_q, log_prior, check_labels(labels, batch=batch, num_flows=num_flows, device=logits.device))
+
     @property
     def known(self) -> Tensor:
         """Labels one-hot, (B, K); zeros for sequences without one."""

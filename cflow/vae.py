@@ -24,7 +24,6 @@ from .inference import (
     ResponsibilityFrames,
     as_flow_prior,
     as_inference,
-    check_labels,
     split_path,
 )
 from .objectives import ELBO as ELBO
@@ -410,35 +409,44 @@ class FlowVAE(nn.Module):
         """The bound with every flow solved and decoded, averaged over q(k|x) or the responsibilities."""
         posterior = self._encode(self.encoder_input(frames.x))
         paths, z = self._flow_all(posterior.rsample(), frames, terms, context)
-        marginal, wanted = self.inference == "marginal", None
-        temperature = self.temperature if self.training else 1.0
-        if not marginal:
-            log_probs = belief.given_labels(belief.log_q)
-        elif frames.weighted:
-            seen = (frames.once if self.responsibility_frames == "all" else frames.decoded).behind_first
-            with torch.no_grad():  # the first frame is the same under every flow
-                log_probs = belief.posterior(self._reconstruction(seen, z[1:]).sum(0).mT, temperature)
+        marginal = self.inference == "marginal"
+        constant = marginal and frames.weighted
+        if constant:
+            log_probs = self._responsibilities(frames, belief, z)
             wanted = (log_probs.exp() > torch.finfo(log_probs.dtype).eps).mT  # the others are below a rounding
-        log_likelihood = self._reconstruction(frames, z, wanted).sum(0).mT
-        if marginal and not frames.weighted:
-            log_probs = belief.posterior(log_likelihood.detach(), temperature)
+            log_likelihood = self._reconstruction(frames, z, wanted).sum(0).mT
+        else:
+            log_likelihood = self._reconstruction(frames, z).sum(0).mT
+            log_probs = (
+                belief.posterior(log_likelihood.detach(), self._cooled)
+                if marginal
+                else belief.given_labels(belief.log_q)
+            )
         share = log_probs.exp()
         inferred = Inferred(log_probs, belief.log_prior, belief.log_q, share if marginal else belief.known)
         draws = [
             Draw(posterior, path, k, context, frames.weight, inferred, share[:, k]) for k, path in enumerate(paths)
         ]
-        constant, labelled = marginal and frames.weighted, belief.labels is not None
+        labelled = belief.labels is not None
         terms = [*terms, *flow_terms(responsible=marginal, labelled=labelled, constant=constant)]
         elbo = lower_bound((share * log_likelihood).sum(-1).mean(), terms, *draws)
         return replace(elbo, responsibilities=share) if marginal else elbo
 
+    @torch.no_grad()
+    def _responsibilities(self, frames: Frames, belief: FlowBelief, z: Tensor) -> Tensor:
+        """Log-responsibilities (B, K) of states z (T+1, K, B, D), where numbers weight the frames."""
+        seen = frames.once if self.responsibility_frames == "all" else frames.decoded
+        # the first frame is the same under every flow
+        return belief.posterior(self._reconstruction(seen.behind_first, z[1:]).sum(0).mT, self._cooled)
+
+    @property
+    def _cooled(self) -> float:
+        return self.temperature if self.training else 1.0
+
     def _believe(self, frames: Frames, labels: Tensor | None) -> FlowBelief:
         """q(k|x), p(k) and the labels of sequences."""
-        log_q = self._flow_logits(frames).log_softmax(-1)
-        log_q = log_q.clamp(min=torch.finfo(log_q.dtype).min)  # a logit of −∞ is q = 0, and q log q has to be 0
-        if labels is not None:
-            labels = check_labels(labels, batch=len(log_q), num_flows=log_q.shape[1], device=log_q.device)
-        return FlowBelief(log_q, self.log_flow_prior(log_q), labels)
+        logits = self._flow_logits(frames)
+        return FlowBelief.of(logits, self.log_flow_prior(logits), labels)
 
     def _flow_logits(self, frames: Frames) -> Tensor:
         """Logits (B, K) of q(k|x), checked."""
