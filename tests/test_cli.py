@@ -180,7 +180,16 @@ def test_resume_goes_on_with_the_new_learning_rate(there, monkeypatch) -> None:
         return original(self, batch, batch_idx)
 
     monkeypatch.setattr(FlowVAEModule, "training_step", training_step)
-    arguments = ["--ckpt_path", str(there), "--trainer.max_steps", "9", "--model.lr", "0.01"]
+    arguments = [
+        "--ckpt_path",
+        str(there),
+        "--trainer.max_steps",
+        "9",
+        "--model.lr",
+        "0.01",
+        "--model.warmup_steps",
+        "0",
+    ]
     assert cli.main(["fit", *arguments, "--model.schedule", "constant"]) == 0
     newest = runs.versions(Path("runs"), "digits")[-1]
     assert newest.name != "version_0"

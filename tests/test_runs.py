@@ -233,7 +233,7 @@ if exact:  # no noise, and the same transformation and all frames for everything
     torch.distributions.Normal.rsample = lambda self, shape=(): self.mean
 pl.seed_everything(0, verbose=False)
 settings = {"num_flows": 1, "frames_per_step": 5, "lr": 1e-6} if exact else {}
-module = Module(width=16, latent_dim=4, schedule="constant", warmup=0.0, likelihood_samples=0, **settings)
+module = Module(width=16, latent_dim=4, schedule="constant", warmup_steps=0, likelihood_samples=0, **settings)
 data = SequenceDataModule(batch_size=32 // processes, num_frames=5, transformations={"hue": hue} if exact else None)
 trainer = pl.Trainer(
     accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto", max_steps=20,

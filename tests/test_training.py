@@ -78,13 +78,14 @@ def test_all_frames_need_no_mask() -> None:
 
 
 def test_learning_rate_rises_and_anneals() -> None:
-    rates = [learning_rate_factor(done / 100, "cosine", 0.1) for done in range(101)]
-    assert 0 < rates[0] < 0.05
-    assert rates[10] == pytest.approx(1.0)
+    rates = [learning_rate_factor(step, 100, "cosine", 10) for step in range(101)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
     assert rates[100] == pytest.approx(0.0, abs=1e-12)
     assert all(a <= b for a, b in pairwise(rates[:11]))
     assert all(a >= b for a, b in pairwise(rates[10:]))
-    assert learning_rate_factor(0.7, "constant", 0.1) == 1.0
+    assert [learning_rate_factor(step, math.inf, "constant", 10) for step in (9, 10, 70)] == [10 / 11, 1.0, 1.0]
 
 
 def test_a_fit_learns_and_its_weights_load_without_lightning(tmp_path) -> None:
@@ -360,7 +361,7 @@ def test_data_refuses_impossible_numbers(settings, message) -> None:
     ("settings", "message"),
     [
         ({"lr": 0.0}, "model.lr=0.0"),
-        ({"warmup": 1.0}, "model.warmup=1.0"),
+        ({"warmup_steps": -1}, "model.warmup_steps=-1"),
         ({"frames_per_step": 0}, "frames_per_step=0"),
     ],
 )

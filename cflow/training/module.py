@@ -44,7 +44,7 @@ class FlowVAEModule(LightningModule):
         self,
         lr: float = 2e-3,
         schedule: Literal["cosine", "constant"] = "cosine",
-        warmup: float = 0.01,
+        warmup_steps: int = 25,
         frames_per_step: int = 2,
         likelihood_samples: int = 16,
         **model: Any,
@@ -54,7 +54,7 @@ class FlowVAEModule(LightningModule):
         Args:
             lr: Adam's learning rate at the top of the schedule.
             schedule: learning rate over the steps of the fit.
-            warmup: part of the fit in which the learning rate rises, in [0, 1).
+            warmup_steps: steps in which the learning rate rises, however long the fit is.
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
             model: the values of a `ModelConfig`.
@@ -62,11 +62,10 @@ class FlowVAEModule(LightningModule):
         super().__init__()
         if not lr > 0:
             raise ArgumentError(f"model.lr={lr!r} must be positive.")
-        if not 0 <= warmup < 1:
-            raise ArgumentError(f"model.warmup={warmup!r} must be in [0, 1).")
+        at_least("model.warmup_steps", warmup_steps, 0)
         at_least("model.frames_per_step", frames_per_step, 1)
         at_least("model.likelihood_samples", likelihood_samples, 0)
-        self.lr, self.schedule, self.warmup = lr, schedule, warmup
+        self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
         self.frames_per_step = frames_per_step
         self.likelihood_samples = likelihood_samples
         self.config = ModelConfig(**model)
@@ -130,8 +129,8 @@ class FlowVAEModule(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate, and the random numbers of the step."""
-        done = self.global_step / self.trainer.estimated_stepping_batches
-        rate = self.lr * learning_rate_factor(done, self.schedule, self.warmup)
+        total = self.trainer.estimated_stepping_batches
+        rate = self.lr * learning_rate_factor(self.global_step, total, self.schedule, self.warmup_steps)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -202,18 +201,18 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def learning_rate_factor(done: float, schedule: str, warmup: float) -> float:
-    """Return the learning rate as a part of its top, when a part `done` in [0, 1] of the fit is done.
+def learning_rate_factor(step: int, total: float, schedule: str, warmup_steps: int) -> float:
+    """Return the learning rate as a part of its top, in a step out of a total (infinite for "constant").
 
     Example:
-        >>> [round(learning_rate_factor(done, "cosine", 0.0), 2) for done in (0, 0.5, 1)]
+        >>> [round(learning_rate_factor(step, 100, "cosine", 0), 2) for step in (0, 50, 100)]
         [1.0, 0.5, 0.0]
     """
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
     if schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(total - warmup_steps, 1)))
 
 
 def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
