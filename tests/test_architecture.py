@@ -21,6 +21,7 @@ ROWS = [
     "errors modes checks",
     "times selection frames",
     "potentials",
+    "divergence_free solenoidal",
     "fields",
     "solve",
     "transform priors",
