@@ -180,7 +180,7 @@ class SkewLinear(SolenoidalPart):
         """A (z − c) of one mixture."""
         (center,) = parameters_of(self, "center")
         if self.rank is None or 4 * self.rank >= self.dim:
-            turn = self.skew.mT
+            turn = -self.skew  # its transpose, laid out as products want it
             return [SkewForm(mixture, turn, -center[:, None] @ turn)]
         p, q = parameters_of(self, "p", "q")
         inner, outer = torch.cat([q, p], 2), torch.cat([p, -q], 2).mT
