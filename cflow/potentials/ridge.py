@@ -125,7 +125,7 @@ class RidgeForm(StackedForm):
         a, b = time
         if self.row_times:
             return sigmoid(2 * (self.first_linear(z, 1) + b), inplace=inplace), a
-        return sigmoid(self.first(z, b if self.blocks > 1 else b.view(-1), 2), inplace=inplace), a
+        return sigmoid(self.first(z, b if self.blocks > 1 else b.flatten(), 2), inplace=inplace), a
 
     def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
         s, a = activations
@@ -138,7 +138,7 @@ class RidgeForm(StackedForm):
         a, b = time
         if self.row_times:
             return super().evaluate(z, time)
-        r, s = self.first_sigmoid(z, b if self.blocks > 1 else b.view(-1))
+        r, s = self.first_sigmoid(z, b if self.blocks > 1 else b.flatten())
         c = self.factors * a
         torch.addcmul(c, c, s, value=-2, out=s)
         return self.last_of(r).neg_()
