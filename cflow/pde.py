@@ -148,7 +148,7 @@ class HamiltonJacobi(nn.Module):
         if not isinstance(r, Tensor) or r.shape != z.shape:
             got = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
             raise ArgumentError(
-                f"drift: {type(drift).__name__} must return a tensor (B, D) = {tuple(z.shape)}, got {got}"
+                f"drift: {type(drift).__name__}(z, t) must return a tensor (B, D) = {tuple(z.shape)}, got {got}"
             )
         return r
 
