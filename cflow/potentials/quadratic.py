@@ -79,6 +79,8 @@ class LinearForm(ClosedForm):
         s, b, *w = self.tensors
         self.stacked = s.reshape(-1, s.shape[-1])
         self.shift = w[0] @ b[:, 0] if w else b
+        self.weighted = len(w) > 0
+        self.factors = w[0].unsqueeze(-1) if w else b
 
     def embed(self, t: Tensor) -> Tensors:
         return ()
@@ -90,11 +92,14 @@ class LinearForm(ClosedForm):
         return (z,)
 
     def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
-        s, _, *w = self.tensors
         z = activations[0]
-        if w:
-            return torch.addmm(self.shift, _weighted(z, w[0]), self.stacked)
+        if self.weighted:
+            return torch.addmm(self.shift, (self.factors * z.unsqueeze(1)).flatten(1), self.stacked)
+        s = self.tensors[0]
         return torch.baddbmm(self.shift, rows(z, self.blocks), s).view(-1, s.shape[-1])
+
+    def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
+        return self.velocity_of((z,), inplace=True)
 
     def vjp(self, activations: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         s, _, *w = self.tensors
