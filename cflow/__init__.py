@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import data, metrics, nets, pde, plots
     from .checkpoint import load
-    from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, IntegrationError
+    from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, DependencyError, IntegrationError
     from .flow import FlowPath, PotentialFlow
     from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
     from .priors import DiffusionPrior
@@ -24,7 +24,8 @@ __version__ = "0.2.0"
 _HOME = {
     **dict.fromkeys(("data", "metrics", "nets", "pde", "plots"), ""),
     "load": "checkpoint",
-    **dict.fromkeys(("ArgumentError", "ArgumentTypeError", "CflowError", "DataError", "IntegrationError"), "errors"),
+    **dict.fromkeys(("ArgumentError", "ArgumentTypeError", "CflowError", "DataError"), "errors"),
+    **dict.fromkeys(("DependencyError", "IntegrationError"), "errors"),
     **dict.fromkeys(("FlowPath", "PotentialFlow"), "flow"),
     **dict.fromkeys(
         ("MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"), "potentials"
@@ -43,6 +44,7 @@ __all__ = [
     "ArgumentTypeError",
     "CflowError",
     "DataError",
+    "DependencyError",
     "DiffusionPrior",
     "FlowPath",
     "FlowTransform",

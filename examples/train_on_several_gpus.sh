@@ -2,7 +2,7 @@
 # Train on several GPUs of one machine. Lightning starts one process a GPU and averages their gradients (DDP).
 #
 #   bash examples/train_on_several_gpus.sh 4                                  # on four GPUs
-#   bash examples/train_on_several_gpus.sh 4 --trainer.max_time 00:00:20:00   # any value can be overridden
+#   bash examples/train_on_several_gpus.sh 4 --trainer.max_steps 5000          # any value can be overridden
 #   bash examples/train_on_several_gpus.sh 2 --trainer.accelerator cpu        # two processes on a CPU, to try it out
 #
 # data.batch_size is that of one process: with N of them a step sees N times as many images.

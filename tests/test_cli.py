@@ -63,7 +63,7 @@ def stored_step(path) -> int:
 
 def test_fit_writes_the_files_of_a_run(fitted) -> None:
     run, _ = fitted
-    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif"):
+    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif", "traversals.webp"):
         assert (run / name).stat().st_size > 0
     assert list(run.glob("events.out.tfevents.*"))
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -264,6 +264,17 @@ def test_print_config_help_and_version(capsys) -> None:
         cli.main(["--print_config"])
 
 
+def test_a_printed_configuration_makes_a_run_of_its_own_name(folder, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["fit", "--config", "digits", *TINY, "--trainer.max_steps", "1", "--print_config"])
+    Path("mine.yaml").write_text(capsys.readouterr().out)
+    assert cli.main(["fit", "--config", "mine.yaml"]) == 0
+    assert cli.main(["fit", "--ckpt_path", "runs/mine", "--trainer.max_steps", "2"]) == 0
+    assert cli.main(["fit", "--config", "runs/mine/version_1/config.yaml"]) == 0
+    assert sorted(path.name for path in Path("runs/mine").iterdir()) == ["version_0", "version_1", "version_2"]
+
+
 def test_help_begins_with_the_model_and_hides_what_is_rare(capsys) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["fit", "--help"])
@@ -307,6 +318,9 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["test"], "needs --ckpt_path"),
         (["test", "--ckpt_path", "nowhere.ckpt"], "no such file"),
         (["traverse", "--ckpt_path", "last", "--config", "mnist"], "no run with a checkpoint"),
+        (["fit", "--trainer.max_steps", "0"], "give at least one step"),
+        (["fit", "--model.image_shape", "[1,2,3]"], "--model.image_shape: cannot be given, it is the data's"),
+        (["fit", "--data.source", "os"], "data.source: expected a cflow.data.Sequences, got str"),
         (["fit", "stray"], "unexpected argument 'stray'"),
     ],
 )

@@ -95,6 +95,7 @@ class CflowCLI(LightningCLI):
     datamodule: SequenceDataModule
     trainer: FlowTrainer
     run: Path | None = None
+    config_name: str | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -156,17 +157,15 @@ class CflowCLI(LightningCLI):
             names = [presets.DEFAULT]
         for preset in filter(presets.is_preset, names):
             wanted.set_defaults(read_config(presets.config_file(preset), wanted.options()))
-        name = Path(names[-1]).stem if names else None
+        self.config_name = name = Path(names[-1]).stem if names else None
         if checkpoint is not None:
             root = Path(last(words, "--trainer.default_root_dir") or DEFAULT_ROOT)
             prefer: Kind = "last" if command == "fit" else "best"
             file = runs.named_checkpoint(checkpoint, root, last(words, "--run_name") or name, prefer=prefer)
-            checkpoint, known = str(file), wanted.options()
+            checkpoint, known = str(file), set(wanted.options()) - ({"run_name"} if name else set())
             wanted.set_defaults({key: value for key, value in runs.stored_options(file).items() if key in known})
         elif command != "fit" and not any(word.startswith(("--print_config", "--help", "-h")) for word in words):
             raise ArgumentError(f"`cflow {command}` needs --ckpt_path: a checkpoint, a run's folder, or `last`.")
-        if name is not None:
-            wanted.set_defaults({"run_name": name})
         self.config = parser.parse_args(words)
         if checkpoint is not None:
             self.config[command]["ckpt_path"] = checkpoint
@@ -197,7 +196,8 @@ class CflowCLI(LightningCLI):
             return self._make_trainer(**kwargs)
         self._check_resume(section)
         self.datamodule.prepare_data()
-        root, name = Path(section["default_root_dir"]), str(self._get(self.config, "run_name") or "run")
+        root, name = Path(section["default_root_dir"]), self._get(self.config, "run_name") or self.config_name or "run"
+        self.config[self.subcommand]["run_name"] = name  # for config.yaml and the checkpoints
         # Other processes of the same fit get the folder of the first one, by broadcast.
         self.run = runs.claim_run(root, name) if is_first_process() else root / name / "version_0"
         self.save_config_kwargs = {"folder": self.run}
@@ -219,8 +219,10 @@ class CflowCLI(LightningCLI):
             raise ArgumentError(f"--trainer: {str(error).splitlines()[0]}") from None
 
     def _check_resume(self, section: Namespace) -> None:
-        """Refuse to resume a fit that has nothing left to do: it would end at once, in silence."""
+        """Refuse a fit that has nothing to do: it would end at once, in silence."""
         path = self._get(self.config, "ckpt_path")
+        if section["max_steps"] == 0:
+            raise ArgumentError("--trainer.max_steps=0: give at least one step, or -1 for no limit.")
         if path and section["max_steps"] >= 0:
             steps = runs.read_fit(Path(path)).get("global_step", 0)
             if steps >= section["max_steps"]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..checks import at_least
 from ..data import MNIST, Digits, Sequences
-from ..errors import ArgumentError, did_you_mean
+from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from .batches import Batch, Drawn, Stream, Whole, generator, seen
 
 T = TypeVar("T")
@@ -68,7 +68,9 @@ class SequenceDataModule(LightningDataModule):
                 )
             made = {} if transformations is None else {"transformations": transformations}
             source = DATASETS[dataset](root=root, num_frames=num_frames, **made)
-        self.source: Sequences = source
+        if not isinstance(source, Sequences):
+            raise ArgumentTypeError(f"data.source: expected a cflow.data.Sequences, got {type(source).__name__}")
+        self.source = source
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_samples, self.test_samples = val_samples, test_samples
 

@@ -28,6 +28,8 @@ def explain(message: str, options: Sequence[str] = ()) -> str:
         return _unknown_option(found[1], options)
     if found := re.search(r"does not accept option '([\w.]+)'", text):
         return _unknown_option(f"--{found[1]}", options)
+    if found := re.match(r"argument ([\w.]+) --> ([\w.]+):", text):
+        return f"--{found[2]}: cannot be given, it is the data's (--{found[1].split('.')[0]}.…)"
     if found := re.match(r'Parser key "([\w.]+)":\s*(.*)', text):
         key, problem = found.groups()
         if union := re.search(r"Subtypes: \[(.*?)\] Errors: .*Given value: (.*)$", problem):

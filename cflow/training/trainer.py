@@ -58,7 +58,7 @@ class FlowTrainer(Trainer):
         weights_only: bool | None = None,
         out_dir: str | None = None,
     ) -> list[Mapping[str, float]]:
-        """Measure a checkpoint on held-out images and draw it: metrics.json, traversals.png, traversals.gif.
+        """Measure a checkpoint on held-out images and draw it: metrics.json, and traversals as PNG, GIF and WebP.
 
         Args:
             ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
@@ -83,7 +83,7 @@ class FlowTrainer(Trainer):
         num_samples: int = 4,
         out_dir: str | None = None,
     ) -> None:
-        """Draw what the flows make of held-out images: traversals.png and traversals.gif.
+        """Draw what the flows make of held-out images: traversals as PNG, GIF and WebP.
 
         Args:
             ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
