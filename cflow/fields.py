@@ -18,9 +18,10 @@ from .potentials.field import Mixture, SumField, VelocityField
 from .selection import as_weights
 from .solenoidal import SolenoidalPart
 
-__all__ = ["Divergence", "Dynamics", "Rows", "VelocityField", "in_dtype_of", "rademacher_like"]
+__all__ = ["Divergence", "Dynamics", "Part", "Rows", "VelocityField", "in_dtype_of", "rademacher_like"]
 
 Divergence = Literal["exact", "hutchinson"]
+Part = Literal["gradient", "solenoidal"]
 MaybeTensor = TypeVar("MaybeTensor", Tensor, Tensor | None)
 
 
@@ -109,10 +110,16 @@ class Dynamics:
         context, terms = rows.sort(context), list[VelocityField]()
         if self.potential is not None:
             gradient = field_of(self.potential, rows.mixture, context, self.compiled)
+            if self.solenoidal is None:
+                return gradient
             terms.extend(gradient.terms if isinstance(gradient, SumField) else [gradient])
         if self.solenoidal is not None:
             terms.extend(self.solenoidal.fields(rows.mixture, context, self.compiled))
         return terms[0] if len(terms) == 1 else SumField(terms)
+
+    def only(self, part: Part) -> Dynamics:
+        """One of its terms, where it has both."""
+        return replace(self, solenoidal=None) if part == "gradient" else replace(self, potential=None)
 
     def check(self, start: Start, *, copied: bool, second: bool) -> None:
         """Check what a user has written at the start of a solve, see `check_potential`."""
@@ -151,15 +158,13 @@ def in_dtype_of(z: Tensor, net: nn.Module | None, solenoidal: nn.Module | None, 
         ArgumentTypeError: another dtype than theirs, or theirs is half precision; or they differ in it.
         ArgumentError: another device than theirs, or no values at all; or they differ in it.
     """
-    model, turning = (None if part is None else _a_tensor(part) for part in (net, solenoidal))
-    whose = "potential" if model is not None else "solenoidal part"
-    model = turning if model is None else model
-    if model is not None and turning is not None and (model.device, model.dtype) != (turning.device, turning.dtype):
-        kind = ArgumentTypeError if model.device == turning.device else ArgumentError
-        raise kind(
-            f"solenoidal: has {turning.dtype} on {turning.device}, but the potential {model.dtype} on {model.device}; "
-            "move the whole flow with .to(…)"
-        )
+    model, whose = None if net is None else _a_tensor(net), "potential"
+    if solenoidal is not None:
+        turning = _a_tensor(solenoidal)
+        if model is None:
+            model, whose = turning, "solenoidal part"
+        elif turning is not None:
+            _check_alike(turning, model)
     if model is not None and model.device != z.device:
         raise ArgumentError(
             f"{name}: lies on {z.device}, but the {whose} on {model.device}; move one of them with .to(device)"
@@ -178,3 +183,12 @@ def in_dtype_of(z: Tensor, net: nn.Module | None, solenoidal: nn.Module | None, 
         fix = f"{name}.to({dtype})" + (f" or flow.to({z.dtype})" if z.is_floating_point() else "")
         raise ArgumentTypeError(f"{name}: has dtype {z.dtype}, but the {whose} {dtype}; use {fix}")
     return z.to(dtype)
+
+
+def _check_alike(turning: Tensor, model: Tensor) -> None:
+    if turning.device != model.device or turning.dtype != model.dtype:
+        kind = ArgumentTypeError if model.device == turning.device else ArgumentError
+        raise kind(
+            f"solenoidal: has {turning.dtype} on {turning.device}, but the potential {model.dtype} on {model.device}; "
+            "move the whole flow with .to(…)"
+        )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
-from .fields import Divergence, Dynamics, Rows, VelocityField, in_dtype_of, rademacher_like
+from .fields import Divergence, Dynamics, Part, Rows, VelocityField, in_dtype_of, rademacher_like
 from .modes import concrete, full_precision, ordinary
 from .potentials.autograd import Compiled
 from .potentials.base import is_closed, takes_context, value
@@ -20,8 +20,6 @@ from .solenoidal import SolenoidalPart, solenoidal_part
 from .solve import Solve, Solver, State, as_solver
 from .times import TimesLike, parse_instant, parse_times
 from .transform import FlowTransform
-
-Part = Literal["gradient", "solenoidal"]
 
 
 @dataclass(frozen=True)
@@ -132,8 +130,8 @@ class PotentialFlow(nn.Module):
 
     def declared(self, name: Literal["dim", "num_flows"]) -> int | None:
         """D or K, from an attribute of that name of the potential or the solenoidal part; None where neither has it."""
-        found = (getattr(part, name, None) for part in (self.net, self.solenoidal))
-        return next((size for size in found if size is not None), None)
+        size: int | None = getattr(self.net, name, None)
+        return size if size is not None or self.solenoidal is None else getattr(self.solenoidal, name)
 
     @property
     def dim(self) -> int:
@@ -225,7 +223,8 @@ class PotentialFlow(nn.Module):
                 y, solve = state.start(z0).expand(len(times), 0, -1), None
             else:
                 probe = rademacher_like(z0) if self._wants_probe and state.needs_divergence else None
-                solve = Solve(self._dynamics(num_flows, self.compiled), self.solver, state, selection, context, probe)
+                dynamics = Dynamics(self.net, self.solenoidal, num_flows, self.compiled)
+                solve = Solve(dynamics, self.solver, state, selection, context, probe)
                 y = solve.run(z0, times)
         z, found = state.unpack(y)
         return FlowPath(
@@ -264,11 +263,8 @@ class PotentialFlow(nn.Module):
             part: "gradient" for Σ_k w_k ∇u_k alone, "solenoidal" for Σ_k w_k r_k; zero where the flow has none. They
                 are the two terms, no Helmholtz decomposition of v: r may happen to be a gradient.
         """
-        terms = {None: self, "gradient": self.net, "solenoidal": self.solenoidal}
-        if part not in terms:
-            raise ArgumentError(f"part: expected 'gradient', 'solenoidal' or None for the whole, got {part!r}")
         with full_precision(_device(z)):
-            if terms[part] is None:
+            if part is not None and not self._has(part):
                 return torch.zeros_like(self._point(z, k, t, context)[0])
             z, t, rows, field = self._point(z, k, t, context, part)
             return rows.unsort(field.velocity(rows.sort(z), field.at(rows.sort(t))))
@@ -299,9 +295,10 @@ class PotentialFlow(nn.Module):
 
     # --- arguments ----------------------------------------------------------------------------------------
 
-    def _dynamics(self, num_flows: int, compiled: Compiled | None = None, part: Part | None = None) -> Dynamics:
-        net = None if part == "solenoidal" else self.net
-        return Dynamics(net, None if part == "gradient" else self.solenoidal, num_flows, compiled)
+    def _has(self, part: Part) -> bool:
+        if part not in ("gradient", "solenoidal"):
+            raise ArgumentError(f"part: expected 'gradient', 'solenoidal' or None for the whole, got {part!r}")
+        return (self.net if part == "gradient" else self.solenoidal) is not None
 
     @property
     def _wants_probe(self) -> bool:
@@ -322,7 +319,7 @@ class PotentialFlow(nn.Module):
                 )
             self._num_flows = counts[0] if counts else self._num_flows
             self._called = True
-        return self.num_flows
+        return self._num_flows  # type: ignore[return-value]
 
     def _point(
         self, z: Tensor, k: SelectionLike, t: TimesLike | None, context: Tensor | None, part: Part | None = None
@@ -333,7 +330,9 @@ class PotentialFlow(nn.Module):
         instant = parse_instant(_given(t), batch=batch, like=z)
         num_flows = self.num_flows_at(z, instant, context)
         chosen, seen = select_at(k, instant, batch=batch, num_flows=num_flows, like=z)
-        dynamics = self._dynamics(num_flows, part=part)
+        dynamics = Dynamics(self.net, self.solenoidal, num_flows)
+        if part is not None:
+            dynamics = dynamics.only(part)
         rows = dynamics.rows(chosen, z, seen.ndim > 0)
         return z, seen, rows, dynamics.field(rows, context)
 

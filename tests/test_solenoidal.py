@@ -356,6 +356,44 @@ def test_a_gradient_flow_cannot_return_but_this_one_does():
     assert (PotentialFlow(None, solenoidal=part, solver=TIGHT)(z0, t=(0.0, 0.9)) - z0).abs().max() > 0.1
 
 
+# --- in a model ---------------------------------------------------------------------------------------------
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return torch.distributions.Independent(torch.distributions.Normal(self.net(x), 0.5), 1)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 4)
+
+    def forward(self, z):
+        return torch.distributions.Independent(torch.distributions.Normal(self.net(z), 0.5), 1)
+
+
+def test_a_model_learns_every_part():
+    net, part, x = MLPPotential(2, 2), SkewLinear(2, 2) + Solenoidal(MLPPotential(2, 2)), torch.randn(5, 3, 4)
+    with torch.no_grad():
+        part.terms[0].center.fill_(0.3)
+    flow = PotentialFlow(net, solenoidal=part, solver=rk4())
+    pde = cflow.pde.HamiltonJacobi(net, MLPPotential(2, 2), drift=part)
+    vae = cflow.FlowVAE(Encoder(), Decoder(), flow, pde=pde, pde_weight=0.1, path_kl_weight=0.1)
+    vae.elbo(x, torch.tensor([0, 1, 1, 0, 0])).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in flow.parameters())
+    alone = cflow.FlowVAE(Encoder(), Decoder(), PotentialFlow(None, solenoidal=part, solver=rk4()))
+    assert alone.traverse(x[:, 0], 1, [0.0, 1.0]).shape == (2, 5, 4)
+    with pytest.raises(cflow.ArgumentError, match=r"^z: expected latent states .* with D = 2"):
+        alone.decode(torch.zeros(5, 3))
+    with pytest.raises(cflow.ArgumentError, match=r"^pde: the flow has no potential"):
+        cflow.FlowVAE(alone.encoder, alone.decoder, alone.flow, pde=pde, pde_weight=1.0)
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 
