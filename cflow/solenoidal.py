@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .checks import positive_int
 from .divergence_free import LowRankForm, SkewForm, TurnedField
 from .errors import ArgumentError, ArgumentTypeError
-from .modes import full_precision
+from .modes import full_precision, ordinary
 from .potentials.autograd import Compiled
 from .potentials.base import field_of, is_closed, takes_context, value
 from .potentials.checks import Start, check_module, check_potential
@@ -66,8 +66,15 @@ class SolenoidalPart(nn.Module, ABC):
         """Check what a user has written at the start of a solve, see `check_potential`."""
 
     def forward(self, z: Tensor, k: SelectionLike = None, t: TimesLike = 0.0, context: Tensor | None = None) -> Tensor:
-        """Σ_k w_k r_k(z, t) (B, D) at z (B, D), of a selection k as in `PotentialFlow`, at a time, a number or (B,)."""
+        """Σ_k w_k r_k(z, t) (B, D) at z (B, D), of a selection k as in `PotentialFlow`, at a time, a number or (B,).
+
+        Raises:
+            ArgumentError: z has another shape.
+        """
+        if z.ndim != 2 or z.shape[1] != self.dim:
+            raise ArgumentError(f"z: expected shape (B, D) with D = {self.dim}, got {tuple(z.shape)}")
         with full_precision(z.device.type):
+            z = ordinary(z)
             instant = parse_instant(t, batch=len(z), like=z)
             num_flows = self.num_flows or self.flows_at(z, instant, context)
             chosen, seen = select_at(k, instant, batch=len(z), num_flows=num_flows, like=z)
