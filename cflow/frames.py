@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -38,6 +38,35 @@ class Frames:
         if self.mask is None or self.mask.dtype != torch.bool:
             return self.x
         return self.x.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (self.x.ndim - 2)), 0)
+
+    @property
+    def flagged(self) -> Tensor:
+        """`observed` with one channel more, (B, T+1, C+1, …): 1 in missing frames, else 0."""
+        seen = self.observed
+        channel = torch.zeros_like(seen[:, :, :1])
+        if self.mask is not None and self.mask.dtype == torch.bool:
+            channel = channel.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (channel.ndim - 2)), 1)
+        return torch.cat([seen, channel], 2)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether numbers say how often frames count, and not only booleans which ones do."""
+        return self.mask is not None and self.mask.dtype != torch.bool
+
+    @property
+    def once(self) -> Frames:
+        """Every frame that is there, whatever its weight, once."""
+        return replace(self, mask=None) if self.weighted else self
+
+    @property
+    def decoded(self) -> Frames:
+        """Every frame of non-zero weight once."""
+        return self if self.mask is None else replace(self, mask=self.mask != 0)
+
+    @property
+    def behind_first(self) -> Frames:
+        """The frames 1..T."""
+        return Frames(self.x[:, 1:], Times(self.times.values[1:]), None if self.mask is None else self.mask[:, 1:])
 
 
 def parse_frames(

@@ -110,7 +110,8 @@ def log_likelihood(
             log-density.
         x: frames (B, …), or sequences (B, T+1, …): the decoder knows how many dimensions a frame has. With
             `encode_frames` sequences only.
-        k: a selection of flows; None with K > 1 averages over them: logsumexp over k − log K.
+        k: a selection of flows; None with K > 1 averages over them: logsumexp over k of what each gives + log p(k),
+            the model's `flow_prior`.
         t: times of the frames, (T+1,) or (B, T+1); 0..T by default.
         num_samples: importance samples n.
         context: (B, …), handed to a user's potential.
@@ -140,7 +141,8 @@ def log_likelihood(
     if k is None and vae.flow.num_flows > 1:
         flows = range(vae.flow.num_flows)
         each = [_importance_weighted(vae, frames, i, num_samples, context) for i in flows]
-        return torch.stack(each).logsumexp(0) - math.log(len(each))
+        joint = torch.stack(each, -1)
+        return (joint + vae.log_flow_prior(joint)).logsumexp(-1)
     return _importance_weighted(vae, frames, k, num_samples, context)
 
 
@@ -174,6 +176,80 @@ def reconstruction_l1(vae: FlowVAE, x: Tensor) -> Tensor:
     """
     made = vae.decode(vae.encode(x))
     return _distance(made, x if vae.encode_frames is None else x[:, 0], lead=1)
+
+
+def flow_accuracy(q: Tensor, k: Tensor) -> tuple[float, Tensor]:
+    """How often the most probable flow is the true transformation, up to the order of the flows, which is arbitrary.
+
+    Arguments:
+        q: probabilities of the flows, (N, K), such as `FlowVAE.infer_flow` gives.
+        k: the true transformations, (N,), of K.
+
+    Returns:
+        The accuracy in [0, 1] under the best assignment of flows to transformations, found by the Hungarian
+        method (Kuhn, 1955), and that assignment, integers (K,): permutation[flow] = transformation.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes that do not go together, or transformations that do not exist.
+
+    Example:
+        >>> q = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+        >>> flow_accuracy(q, torch.tensor([1, 0, 0]))
+        (1.0, tensor([1, 0]))
+    """
+    from scipy.optimize import linear_sum_assignment  # a tenth of a second that only this needs
+
+    q, k = _checked_flows(q, k)
+    counts = torch.zeros(q.shape[1], q.shape[1], dtype=torch.long)
+    counts.index_put_((q.argmax(-1), k), torch.ones_like(k), accumulate=True)
+    flows, transformations = linear_sum_assignment(counts.numpy(), maximize=True)
+    return int(counts[flows, transformations].sum()) / len(k), torch.from_numpy(transformations).long()
+
+
+def expected_calibration_error(q: Tensor, k: Tensor, *, bins: int = 15) -> float:
+    r"""How far the confidence in the most probable flow is from how often it is right, in [0, 1].
+
+    .. math:: Σ_b \frac{n_b}{N} |\text{accuracy}_b − \text{confidence}_b|, \quad b: bins of equal width of \max_k q_k
+
+    Flows are assigned to transformations as in `flow_accuracy`.
+
+    Arguments:
+        q: probabilities of the flows, (N, K).
+        k: the true transformations, (N,), of K.
+        bins: how many.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger: On calibration of modern neural networks, 2017, arXiv:1706.04599, eq. 3.
+
+    Example:
+        >>> q = torch.tensor([[0.75, 0.25]] * 4)
+        >>> expected_calibration_error(q, torch.tensor([0, 0, 0, 1]))
+        0.0
+    """
+    bins = positive_int("bins", bins)
+    permutation = flow_accuracy(q, k)[1]
+    q, k = _checked_flows(q, k)
+    confidence, flow = q.double().max(-1)
+    surplus = confidence - (permutation[flow] == k).double()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, place, surplus).abs().sum()) / len(k)
+
+
+def _checked_flows(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (N, K) and integers (N,) on the CPU."""
+    for name, x, is_float in (("q", q, True), ("k", k, False)):
+        if not isinstance(x, Tensor) or x.is_floating_point() is not is_float or x.dtype == torch.bool:
+            wanted = "probabilities (N, K) in floating point" if is_float else "integers (N,)"
+            raise ArgumentTypeError(
+                f"{name}: expected {wanted}, got {x.dtype if isinstance(x, Tensor) else type(x).__name__}"
+            )
+    if q.ndim != 2 or not q.numel() or k.shape != q.shape[:1]:
+        raise ArgumentError(
+            f"q, k: expected (N, K) and (N,) of at least one sequence, got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if int(k.min()) < 0 or int(k.max()) >= q.shape[1]:
+        raise ArgumentError(f"k: expected transformations 0 to {q.shape[1] - 1}, got {int(k.min())} to {int(k.max())}")
+    return q.detach().cpu(), k.cpu().long()
 
 
 def _l1(answer: Tensor, x: Tensor, first: int) -> Tensor:

@@ -5,7 +5,7 @@ A new term is one class here and one line in `FlowVAE.terms`.
 
 from __future__ import annotations
 
-import math
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import FlowPath, PotentialFlow
+from .inference import Inferred
 from .pde import PDE, HamiltonJacobi
 from .priors import DiffusionPrior
 from .selection import SelectionLike
@@ -31,10 +32,12 @@ class ELBO:
         kl: KL(q(z_0|x_0) ‖ p(z_0)).
         path_kl: Σ_{t≥1} E[log q_t(z_t) − log p_t(z_t)]; None where its weight is 0.
         hj: the loss of the PDE; None where its weight is 0.
-        flow_kl: KL(q(k|x) ‖ uniform); None where k is given.
+        flow_kl: KL ‖ p(k) of what the flows of the reconstruction are averaged over, q(k|x) or the responsibilities;
+            None where k is given.
         value: the bound: reconstruction − kl (− flow_kl).
         loss: −reconstruction + Σ weight · term, what to minimise.
         terms: name → term, of all that were computed.
+        responsibilities: p(k|x, z_0), (B, K), without gradient; None but for `inference="marginal"` and a latent k.
     """
 
     reconstruction: Tensor
@@ -45,6 +48,7 @@ class ELBO:
     value: Tensor
     loss: Tensor
     terms: Mapping[str, Tensor]
+    responsibilities: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Draw:
         k: the flows.
         context: (B, …), for a user's potential.
         weight: how often each frame counts, (T+1, B); None where every frame counts once.
+        inferred: what is inferred about k; None where it is given.
+        share: probability (B,) with which this draw counts, one of K under a flow each; None where it is the only one.
     """
 
     posterior: Distribution
@@ -64,6 +70,8 @@ class Draw:
     k: SelectionLike
     context: Tensor | None
     weight: Tensor | None
+    inferred: Inferred | None = None
+    share: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +81,14 @@ class Term(ABC):
     Attributes:
         name: its key in `ELBO.terms`.
         in_bound: whether it belongs to `ELBO.value`. Such a term is computed under any weight.
+        of_path: whether it depends on the path, and so on the flow.
         integrals: what it needs along the path: "log_density", "kinetic_energy".
         weight: its weight in `ELBO.loss`.
     """
 
     name: ClassVar[str]
     in_bound: ClassVar[bool] = False
+    of_path: ClassVar[bool] = True
     integrals: ClassVar[tuple[str, ...]] = ()
     weight: float
 
@@ -92,13 +102,28 @@ class Term(ABC):
 
     @abstractmethod
     def __call__(self, draw: Draw) -> Tensor:
-        """The term, unweighted: of each sequence (B,), or averaged over the batch ()."""
+        """The term, unweighted: of each sequence (B,), or, where k is not inferred, averaged over the batch ()."""
+
+    def mean(self, draws: Sequence[Draw]) -> Tensor:
+        """The term, (), averaged over the batch, and over the flows of each sequence where there is a draw of each."""
+        if draws[0].share is None or not self.of_path:
+            return self(draws[0]).mean()
+        return torch.stack([self._shared(draw) for draw in draws]).sum()
+
+    def _shared(self, draw: Draw) -> Tensor:
+        value, share = self(draw), cast(Tensor, draw.share)
+        if value.shape != share.shape:
+            raise ArgumentError(
+                f"{self.name}: where k is inferred a term has to be of each sequence, (B,) = {tuple(share.shape)}, got "
+                f"{tuple(value.shape)}"
+            )
+        return (share * value).mean()
 
 
 class KL(Term):
     """KL(q(z_0|x_0) ‖ N(0, I)); where PyTorch knows no formula for q, from the one draw of z_0."""
 
-    name, in_bound = "kl", True
+    name, in_bound, of_path = "kl", True, False
 
     def __call__(self, draw: Draw) -> Tensor:
         q, z0 = draw.posterior, draw.path.z[0]
@@ -111,20 +136,25 @@ class KL(Term):
             return sum_rest(q.log_prob(z0), 1) - sum_rest(p.log_prob(z0), 1)
 
 
-@dataclass(frozen=True, eq=False)
 class FlowKL(Term):
-    """KL(q(k|x) ‖ uniform) = Σ_k q_k log q_k + log K, from logits (B, K); None where k is given."""
+    """KL ‖ p(k) = Σ_k r_k (log r_k − log p_k), where r is q(k|x) or the responsibilities; −log p_k at a label k."""
 
-    name, in_bound = "flow_kl", True
-    logits: Tensor | None
-
-    @property
-    def counts(self) -> bool:
-        return self.logits is not None
+    name, in_bound, of_path = "flow_kl", True, False
 
     def __call__(self, draw: Draw) -> Tensor:
-        log_q = cast(Tensor, self.logits).log_softmax(-1)
-        return (log_q.exp() * log_q).sum(-1) + math.log(log_q.shape[1])
+        inferred = cast(Inferred, draw.inferred)
+        log_r = inferred.log_probs
+        return (log_r.exp() * (log_r - inferred.log_prior)).sum(-1)
+
+
+class FlowCrossEntropy(Term):
+    """−Σ_k r_k log q(k|x): q learns the responsibilities, or labels, r."""
+
+    name, of_path = "flow_cross_entropy", False
+
+    def __call__(self, draw: Draw) -> Tensor:
+        inferred = cast(Inferred, draw.inferred)
+        return -(inferred.targets * inferred.log_q).sum(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,16 +194,44 @@ class PDELoss(Term):
 
     def __call__(self, draw: Draw) -> Tensor:
         given = () if draw.context is None else (draw.context,)
-        loss = cast(PDE, self.pde).loss(draw.path.z, draw.k, draw.path.t, *given)
+        return self._loss(draw.path.z, draw.k, draw.path.t, *given)
+
+    def _shared(self, draw: Draw) -> Tensor:
+        share, pde = cast(Tensor, draw.share), cast(nn.Module, self.pde)
+        given = () if draw.context is None else (draw.context,)
+        if "weight" in inspect.signature(cast(PDE, pde).loss).parameters:
+            return self._loss(draw.path.z, draw.k, draw.path.t, *given, weight=share)
+        # what a user's loss averages cannot be weighted from outside: one sequence at a time
+        total = share.new_zeros(())
+        for i in (share > torch.finfo(share.dtype).eps).nonzero()[:, 0].tolist():
+            row, t = slice(i, i + 1), draw.path.t
+            one = self._loss(draw.path.z[:, row], draw.k, t if t.ndim == 1 else t[:, row], *(c[row] for c in given))
+            total = total + share[i] * one
+        return total / len(share)
+
+    def _loss(self, *args: object, **options: object) -> Tensor:
+        loss = cast(PDE, self.pde).loss(*args, **options)  # type: ignore[arg-type]
         if not isinstance(loss, Tensor) or loss.ndim:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(f"pde: expected its loss(z, k, t) to be a tensor of shape (), got {got}")
         return loss
 
 
-def lower_bound(reconstruction: Tensor, terms: Sequence[Term], draw: Draw) -> ELBO:
-    """The bound and the loss of E log p(x|z) and the terms that count."""
-    values = {term.name: term(draw).mean() for term in terms}
+def flow_terms(*, responsible: bool, labelled: bool, constant: bool = False) -> list[Term]:
+    """The terms of a latent k, which have no weights to choose.
+
+    Arguments:
+        responsible: q(k|x) is trained towards responsibilities.
+        labelled: it is trained towards labels.
+        constant: the FlowKL of the bound has no gradient, and is left out of the loss.
+    """
+    terms: list[Term] = [FlowKL(0.0 if constant else 1.0)]
+    return [*terms, FlowCrossEntropy(1.0)] if responsible or labelled else terms
+
+
+def lower_bound(reconstruction: Tensor, terms: Sequence[Term], *draws: Draw) -> ELBO:
+    """The bound and the loss of E log p(x|z) and the terms that count, of one draw, or of one under each flow."""
+    values = {term.name: term.mean(draws) for term in terms}
     value, loss = reconstruction, -reconstruction
     for term in terms:
         if term.in_bound:

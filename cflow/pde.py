@@ -83,13 +83,21 @@ class HamiltonJacobi(nn.Module):
         w, seen = self._select(z, k, instant, context)
         return self._residual(z, w, seen, context)[0]
 
-    def loss(self, z: Tensor, k: SelectionLike = None, t: TimesLike = 0.0, context: Tensor | None = None) -> Tensor:
+    def loss(
+        self,
+        z: Tensor,
+        k: SelectionLike = None,
+        t: TimesLike = 0.0,
+        context: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
         """Mean of the squared residual along a path, plus the weighted initial condition.
 
         Arguments:
             z: states along the path, (N, B, D), such as `FlowPath.z`.
             k: a selection of flows for the B samples.
             t: their times, (N,) or (N, B).
+            weight: how much each of the B samples counts in the mean, (B,); once by default.
         """
         n, batch, _ = z.shape
         times = as_time_tensor(t).to(z.device, z.dtype)
@@ -107,10 +115,10 @@ class HamiltonJacobi(nn.Module):
         residual, gradient = self._residual(
             rearrange(z, "n b d -> (n b) d"), torch.cat(weights), torch.cat(seen), tiled
         )
-        loss = residual.square().mean()
+        losses = residual.square().view(n, batch).mean(0)
         if self.initial_weight:
-            loss = loss + self.initial_weight * gradient[:batch].square().sum(-1).mean()
-        return loss
+            losses = losses + self.initial_weight * gradient[:batch].square().sum(-1)
+        return (losses if weight is None else weight * losses).mean()
 
     def _select(self, z: Tensor, k: SelectionLike, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         num_flows = self._num_flows(z, t, context)

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
-from .flow import PotentialFlow
+from .flow import FlowPath, PotentialFlow
 from .frames import Frames, check_encoded, parse_frames
+from .inference import (
+    FlowBelief,
+    Inference,
+    Inferred,
+    ResponsibilityFrames,
+    as_flow_prior,
+    as_inference,
+    split_path,
+)
 from .objectives import ELBO as ELBO
-from .objectives import KL, Draw, FlowKL, PathKL, PDELoss, Term, check_pde, check_prior, lower_bound, sum_rest
+from .objectives import (
+    KL,
+    Draw,
+    PathKL,
+    PDELoss,
+    Term,
+    check_pde,
+    check_prior,
+    flow_terms,
+    lower_bound,
+    sum_rest,
+)
 from .priors import DiffusionPrior
 from .selection import SelectionLike
 from .times import TimesLike
@@ -42,12 +64,28 @@ class FlowVAE(nn.Module):
         pde: for `pde_weight`: a `HamiltonJacobi`, or any module with residual(z, k, t) and loss(z, k, t).
         kl_weight, path_kl_weight, pde_weight: weights in `ELBO.loss`. Terms of weight 0 are not computed.
         flow_posterior: x (B, T+1, …) -> logits (B, K) of q(k|x): k becomes latent where `elbo` is called with k=None.
-            Frames that a boolean mask drops are zero.
+            Frames that a boolean mask drops are zero; a module with the attribute `missing_channel = True`, such as
+            `nets.MLPSequenceEncoder`, always gets (B, T+1, C+1, …), where the last channel is 1 in those.
+        inference: how a latent k is inferred. "gumbel" (the default): one flow a sequence, drawn by a straight-through
+            Gumbel-softmax in training; in evaluation the exact mean over q(k|x). "marginal": the bound is
+            E log Σ_k p(k) Π_t p(x_t|z_t, k) − KL(q(z_0|x_0) ‖ p(z_0)), towards whose responsibilities q(k|x) is
+            trained, see `elbo`. It takes K solves and decoders; `temperature` keeps all flows in use.
+        flow_prior: p(k), (K,); uniform by default.
+        responsibility_frames: the frames that responsibilities are made of where a mask of numbers weights them.
+            "all": the expected gradient is that of the marginal. "decoded": those of non-zero weight, each once, which
+            costs less, and is softer: the gradient is then that of another bound, equal where the flows are told apart.
         encode_frames: m, where the encoder is to see the first m frames, (B, m, …), of which z is the state at the
             first; `encode` and `traverse` take them likewise. None: it sees the first frame, (B, …).
 
+    Attributes:
+        temperature: in training, of the straight-through draw of "gumbel", where 1 falls to some 0.3; and of the
+            responsibilities of "marginal", p(k) p(x|z_0, k)^(1/temperature), where some 1000 falls to 1 in the first
+            half of the training: log-likelihoods of images are sharp enough for the first flow that is a little better
+            to take everything (deterministic annealing: Ueda, Nakano, 1998). 1 to begin with; the bound holds at any.
+
     Raises:
-        ArgumentError: a weight without its module, negative weights, or a prior or pde of another flow.
+        ArgumentError: a weight without its module, negative weights, a prior or pde of another flow, an inference
+            without a flow_posterior, or a flow_prior that holds no K probabilities.
         ArgumentTypeError: what is no module; its parameters would not be trained.
 
     Example:
@@ -59,6 +97,10 @@ class FlowVAE(nn.Module):
         torch.Size([])
         >>> vae.traverse(x[:, 0], 1, t=[0, 1, 2]).shape
         torch.Size([3, 4, 1, 8, 8])
+        >>> q = nets.MLPSequenceEncoder((1, 8, 8), num_frames=3, num_flows=3)
+        >>> weak = FlowVAE(vae.encoder, vae.decoder, flow, flow_posterior=q, inference="marginal")
+        >>> weak.elbo(x, labels=torch.tensor([0, -1, -1, 2])).responsibilities.shape
+        torch.Size([4, 3])
     """
 
     def __init__(
@@ -73,6 +115,9 @@ class FlowVAE(nn.Module):
         path_kl_weight: float = 0.0,
         pde_weight: float = 0.0,
         flow_posterior: nn.Module | None = None,
+        inference: Inference | None = None,
+        flow_prior: Tensor | Sequence[float] | None = None,
+        responsibility_frames: ResponsibilityFrames = "all",
         encode_frames: int | None = None,
     ) -> None:
         super().__init__()
@@ -94,9 +139,16 @@ class FlowVAE(nn.Module):
             prior = DiffusionPrior(flow.dim, flow.num_flows)
         self.encoder, self.decoder, self.flow = encoder, decoder, flow
         self.prior, self.pde, self.flow_posterior = prior, pde, flow_posterior
+        self.inference = as_inference(inference, flow_posterior)
+        if responsibility_frames not in ("all", "decoded"):
+            raise ArgumentError(f"responsibility_frames: expected 'all' or 'decoded', got {responsibility_frames!r}")
+        self.responsibility_frames = responsibility_frames
+        num_flows = getattr(flow.net, "num_flows", None)
+        self.flow_prior: Tensor | None
+        self.register_buffer("flow_prior", None if flow_prior is None else as_flow_prior(flow_prior, num_flows))
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
         self.encode_frames = None if encode_frames is None else positive_int("encode_frames", encode_frames)
-        self.temperature = 1.0  # of the straight-through Gumbel-softmax; anneal it while training
+        self.temperature = 1.0  # of a latent k, see the class; anneal it while training
         for term in FlowVAE.terms(self):  # a subclass has not set its own weights yet
             term.check()
         if prior is not None:
@@ -104,15 +156,13 @@ class FlowVAE(nn.Module):
         if pde is not None:
             check_pde(pde, flow)
 
-    def terms(self, flow_logits: Tensor | None = None) -> list[Term]:
+    def terms(self) -> list[Term]:
         """What the loss has beside the reconstruction, with the weights of now; a subclass may list more.
 
-        Arguments:
-            flow_logits: of q(k|x), (B, K), where k is latent.
+        Those of a latent k, which have no weights to choose, are not among them.
         """
         return [
             KL(self.kl_weight),
-            FlowKL(1.0, flow_logits),
             PathKL(self.path_kl_weight, self.prior),
             PDELoss(self.pde_weight, self.pde),
         ]
@@ -124,8 +174,10 @@ class FlowVAE(nn.Module):
         t: TimesLike | None = None,
         mask: Tensor | None = None,
         context: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
     ) -> ELBO:
-        """The evidence lower bound of sequences, and what to minimise.
+        r"""The evidence lower bound of sequences, and what to minimise.
 
         Arguments:
             x: sequences (B, T+1, …); the first frame, or the first `encode_frames`, are encoded, and all are decoded.
@@ -136,36 +188,99 @@ class FlowVAE(nn.Module):
                 weighted by (T+1)/m stays unbiased. Only frames of non-zero weight are decoded. The PDE is asked for
                 at all times.
             context: (B, …), handed to a user's potential.
+            labels: flows (B,) where some are known and k is latent, −1 where not. A sequence with a label is
+                supervised: its bound is that of k = label and log p(k), and it trains q(k|x) by −log q(label|x).
 
-        A latent k is drawn from q(k|x) by a straight-through Gumbel-softmax in training, and is the most probable one
-        in evaluation.
+        A latent k is inferred from all frames that are there, whatever their weights. Under "gumbel" it is drawn in
+        training, and averaged over q(k|x) in evaluation. Under "marginal" one z_0 is shared by all flows, and
+
+        .. math:: value = E_{z_0} \log Σ_k p(k) Π_t p(x_t|z_t, k) − KL(q(z_0|x_0) ‖ p(z_0)), \quad
+            r_k = p(k|x, z_0), \quad loss = −value − Σ_k r_k \log q(k|x)
+
+        Weights of frames would bias that upwards inside the logarithm, and sharpen r, so that they stay outside:
+
+        .. math:: loss = −Σ_k r_k Σ_t weight_t \log p(x_t|z_t, k) + KL(q(z_0|x_0) ‖ p(z_0)) − Σ_k r_k \log q(k|x)
+
+        where r is still that of all frames, each once, without gradient. Over random subsets of frames the mean of its
+        gradient is that of the marginal, and the mean of `value` the marginal itself (`responsibility_frames` has a
+        cheaper way that is not exact). Other terms of the loss are Σ_k r_k term_k.
 
         Raises:
-            ArgumentError: shapes of x, t, mask or of a module's distribution that do not go together, values that are
-                not finite in a frame that counts, or a mask that drops what is encoded.
-            ArgumentTypeError: uint8 frames.
+            ArgumentError: shapes of x, t, mask, labels or of a module's distribution that do not go together, values
+                that are not finite in a frame that counts, a mask that drops what is encoded, or labels of flows that
+                do not exist or where k is not latent.
+            ArgumentTypeError: uint8 frames, or labels that are no integers.
         """
         if isinstance(x, Tensor) and x.ndim > 2 and 0 in x.shape[:2]:
             raise ArgumentError(f"x: expected at least one sequence of one frame (B, T+1, …), got {tuple(x.shape)}")
         latent = k is None and self.flow_posterior is not None
         frames = parse_frames(x, t, mask, encoded=self.encode_frames or 1, all_count=latent)
-        logits = self._flow_logits(frames.observed) if latent else None
-        terms = [term for term in self.terms(logits) if term.counts]
+        if labels is not None and not latent:
+            raise ArgumentError(
+                "labels: are for a latent k, which needs a flow_posterior and k=None; where all flows are known pass k"
+            )
+        terms = [term for term in self.terms() if term.counts]
         for term in terms:
             term.check()
-        k = k if logits is None else self._draw_flow(logits)
+        belief = self._believe(frames, labels) if latent else None
+        if belief is not None and (self.inference == "marginal" or not self.training):
+            return self._average(frames, belief, terms, context)
+        inferred = None
+        if belief is not None:
+            k = belief.draw(self.temperature)
+            inferred = Inferred(belief.given_labels(belief.log_q), belief.log_prior, belief.log_q, belief.known)
+            terms = [*terms, *flow_terms(responsible=False, labelled=labels is not None)]
         posterior = self._encode(self.encoder_input(x))
-        integrals = {name for term in terms for name in term.integrals}
-        path = self.flow.solve(
-            posterior.rsample(),
-            k,
-            frames.times,
-            log_density="log_density" in integrals,
-            kinetic_energy="kinetic_energy" in integrals,
-            context=context,
-        )
+        path = self._solve(posterior.rsample(), k, frames, terms, context)
         reconstruction = self._reconstruction(frames, path.z).sum(0).mean()
-        return lower_bound(reconstruction, terms, Draw(posterior, path, k, context, frames.weight))
+        return lower_bound(reconstruction, terms, Draw(posterior, path, k, context, frames.weight, inferred))
+
+    def infer_flow(
+        self,
+        x: Tensor,
+        t: TimesLike | None = None,
+        exact: bool = False,
+        *,
+        mask: Tensor | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
+        """Probabilities (B, K) of the flows of sequences x (B, T+1, …): q(k|x), or what the model itself says.
+
+        Arguments:
+            x, t, mask, context: as in `elbo`; q(k|x) does not see times. Only a boolean mask makes a difference.
+            exact: the responsibilities p(k) Π_t p(x_t|z_t, k) / Σ_j …, with z_0 at the mean of q(z_0|x_0), of K solves;
+                a model without a `flow_posterior` has them too.
+
+        Raises:
+            ArgumentError: as `elbo`, or there is no q(k|x) and `exact` is not asked for.
+
+        Example:
+            >>> from cflow import nets
+            >>> vae = nets.build_vae(latent_dim=4, width=16)
+            >>> vae.infer_flow(torch.rand(5, 9, 3, 28, 28), exact=True).shape
+            torch.Size([5, 3])
+        """
+        frames = parse_frames(x, t, mask, encoded=self.encode_frames or 1, all_count=True)
+        if not exact:
+            if self.flow_posterior is None:
+                raise ArgumentError(
+                    "exact: the model has no flow_posterior to infer k with; pass exact=True for the responsibilities"
+                )
+            return self._flow_logits(frames).softmax(-1)
+        z = self._flow_all(self.encode(self.encoder_input(x)), frames, [], context)[1]
+        log_likelihood = self._reconstruction(frames.once, z).sum(0).mT
+        return (self.log_flow_prior(log_likelihood) + log_likelihood).softmax(-1)
+
+    def log_flow_prior(self, like: Tensor) -> Tensor:
+        """log p(k), (K,), in the dtype and on the device of another tensor."""
+        flows = self.flow.num_flows
+        if self.flow_prior is None:
+            return like.new_full((flows,), -math.log(flows))
+        if self.flow_prior.shape != (flows,):  # a user's potential has only now said how many there are
+            raise ArgumentError(
+                f"flow_prior: expected probabilities (K,) = ({flows},), got shape {tuple(self.flow_prior.shape)}"
+            )
+        return self.flow_prior.to(like).log()
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """What the encoder gets of sequences x (B, T+1, …): the first frame (B, …), or the first m (B, m, …)."""
@@ -244,29 +359,104 @@ class FlowVAE(nn.Module):
             raise ArgumentTypeError(f"decoder: expected it to return a Distribution over x, got {type(p).__name__}")
         return p
 
-    def _reconstruction(self, frames: Frames, z: Tensor) -> Tensor:
-        """Weighted log p(x_t | z_t), (T+1, B), with all frames that count decoded in one call."""
+    def _reconstruction(self, frames: Frames, z: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """Weighted log p(x_t | z_t), (T+1, B) or (T+1, K, B), with all frames that count decoded in one call.
+
+        Arguments:
+            z: states (T+1, B, D), or (T+1, K, B, D) under every flow.
+            wanted: flows (K, B) that count; the others are 0.
+        """
+        lead = z.shape[:-1]
         x, weight = rearrange(frames.x, "b t ... -> t b ..."), frames.weight
+        if z.ndim == 4:
+            x = x[:, None].expand(*lead, *x.shape[2:])
+            weight = None if weight is None else weight[:, None].expand(lead)
         if weight is None:
             return self.log_prob_frames(x, z)
         keep = weight != 0
-        out = z.new_zeros(keep.shape)
+        if wanted is not None:
+            keep = keep & wanted
+        out = z.new_zeros(lead)
         out[keep] = self.log_prob_frames(x[keep], z[keep]) * weight[keep].to(z.dtype)
         return out
 
-    def _flow_logits(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of q(k|x) for sequences x (B, T+1, …), checked."""
-        logits, wanted = cast(nn.Module, self.flow_posterior)(x), (len(x), self.flow.num_flows)
+    def _solve(
+        self, z0: Tensor, k: SelectionLike, frames: Frames, terms: Sequence[Term], context: Tensor | None
+    ) -> FlowPath:
+        """The path through the frames, with the integrals that terms need."""
+        integrals = {name for term in terms for name in term.integrals}
+        return self.flow.solve(
+            z0,
+            k,
+            frames.times,
+            log_density="log_density" in integrals,
+            kinetic_energy="kinetic_energy" in integrals,
+            context=context,
+        )
+
+    def _flow_all(
+        self, z0: Tensor, frames: Frames, terms: Sequence[Term], context: Tensor | None
+    ) -> tuple[list[FlowPath], Tensor]:
+        """The paths from z0 (B, D) under every flow, solved in one batch, and their states (T+1, K, B, D)."""
+        flows = self.flow.num_flows
+        tiled = None if context is None else repeat(context, "b ... -> (k b) ...", k=flows)
+        k = repeat(torch.arange(flows, device=z0.device), "k -> (k b)", b=len(z0))
+        every = replace(frames, times=frames.times.tile(flows))
+        path = self._solve(z0.repeat(flows, 1), k, every, terms, tiled)
+        return split_path(path, len(z0)), rearrange(path.z, "t (k b) d -> t k b d", k=flows)
+
+    def _average(self, frames: Frames, belief: FlowBelief, terms: list[Term], context: Tensor | None) -> ELBO:
+        """The bound with every flow solved and decoded, averaged over q(k|x) or the responsibilities."""
+        posterior = self._encode(self.encoder_input(frames.x))
+        paths, z = self._flow_all(posterior.rsample(), frames, terms, context)
+        marginal = self.inference == "marginal"
+        constant = marginal and frames.weighted
+        if constant:
+            log_probs = self._responsibilities(frames, belief, z)
+            wanted = (log_probs.exp() > torch.finfo(log_probs.dtype).eps).mT  # the others are below a rounding
+            log_likelihood = self._reconstruction(frames, z, wanted).sum(0).mT
+        else:
+            log_likelihood = self._reconstruction(frames, z).sum(0).mT
+            log_probs = (
+                belief.posterior(log_likelihood.detach(), self._cooled)
+                if marginal
+                else belief.given_labels(belief.log_q)
+            )
+        share = log_probs.exp()
+        inferred = Inferred(log_probs, belief.log_prior, belief.log_q, share if marginal else belief.known)
+        draws = [
+            Draw(posterior, path, k, context, frames.weight, inferred, share[:, k]) for k, path in enumerate(paths)
+        ]
+        labelled = belief.labels is not None
+        terms = [*terms, *flow_terms(responsible=marginal, labelled=labelled, constant=constant)]
+        elbo = lower_bound((share * log_likelihood).sum(-1).mean(), terms, *draws)
+        return replace(elbo, responsibilities=share) if marginal else elbo
+
+    @torch.no_grad()
+    def _responsibilities(self, frames: Frames, belief: FlowBelief, z: Tensor) -> Tensor:
+        """Log-responsibilities (B, K) of states z (T+1, K, B, D), where numbers weight the frames."""
+        seen = frames.once if self.responsibility_frames == "all" else frames.decoded
+        # the first frame is the same under every flow
+        return belief.posterior(self._reconstruction(seen.behind_first, z[1:]).sum(0).mT, self._cooled)
+
+    @property
+    def _cooled(self) -> float:
+        return self.temperature if self.training else 1.0
+
+    def _believe(self, frames: Frames, labels: Tensor | None) -> FlowBelief:
+        """q(k|x), p(k) and the labels of sequences."""
+        logits = self._flow_logits(frames)
+        return FlowBelief.of(logits, self.log_flow_prior(logits), labels)
+
+    def _flow_logits(self, frames: Frames) -> Tensor:
+        """Logits (B, K) of q(k|x), checked."""
+        net = cast(nn.Module, self.flow_posterior)
+        logits = net(frames.flagged if getattr(net, "missing_channel", False) else frames.observed)
+        wanted = (len(frames.x), self.flow.num_flows)
         if not isinstance(logits, Tensor) or logits.shape != wanted:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ArgumentError(f"flow_posterior: expected logits (B, K) = {wanted}, got {got}")
         return logits
-
-    def _draw_flow(self, logits: Tensor) -> Tensor:
-        """One-hot weights (B, K): a draw in training, the most probable flow in evaluation."""
-        if self.training:
-            return nn.functional.gumbel_softmax(logits, tau=self.temperature, hard=True)
-        return nn.functional.one_hot(logits.argmax(-1), logits.shape[1]).to(logits.dtype)
 
 
 def zero_states(vae: FlowVAE, n: int) -> Tensor:

@@ -25,7 +25,7 @@ ROWS = [
     "solve",
     "transform priors",
     "flow",
-    "pde",
+    "pde inference",
     "objectives",
     "vae",
     "nets",

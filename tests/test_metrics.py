@@ -98,3 +98,51 @@ def test_empty_batches_and_what_is_no_sequence():
         metrics.equivariance_error(vae, torch.zeros(3, 2), 0)
     with pytest.raises(cflow.ArgumentError, match=r"^num_samples: expected"):
         metrics.log_likelihood(vae, torch.zeros(3, 4, 2), 0, num_samples=0)
+
+
+def test_flows_are_right_up_to_their_order():
+    """Flow 0 is transformation 2 three times of four, flow 1 is 0, flow 2 is never the most probable."""
+    q = torch.tensor(
+        [[0.5, 0.3, 0.2], [0.8, 0.1, 0.1], [0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.1, 0.9, 0.0], [0.2, 0.7, 0.1]]
+    )
+    k = torch.tensor([2, 2, 2, 1, 0, 0])
+    accuracy, permutation = metrics.flow_accuracy(q, k)
+    assert accuracy == 5 / 6
+    assert permutation.tolist() == [2, 0, 1]
+    order = torch.tensor([2, 0, 1])
+    assert metrics.flow_accuracy(q[:, order], k) == (5 / 6, pytest.approx(torch.tensor([1, 2, 0])))
+    # greedily flow 0 would take transformation 0, and leave nothing to flow 1
+    q = nn.functional.one_hot(torch.tensor([0] * 7 + [1] * 3), 2).float()
+    accuracy, permutation = metrics.flow_accuracy(q, torch.tensor([0] * 4 + [1] * 3 + [0] * 3))
+    assert accuracy == 0.6
+    assert permutation.tolist() == [1, 0]
+
+
+def test_calibration():
+    """Confidence 0.9 where 3 of 4 are right, 0.6 where all 2 are; the flows come in another order."""
+    q = torch.tensor([[0.9, 0.1]] * 4 + [[0.4, 0.6]] * 2)
+    k = torch.tensor([1, 1, 1, 0, 0, 0])
+    wanted = 4 / 6 * 0.15 + 2 / 6 * 0.4
+    assert metrics.expected_calibration_error(q, k) == pytest.approx(wanted, abs=1e-6)
+    assert metrics.expected_calibration_error(q, k, bins=1) == pytest.approx(abs(5 / 6 - 0.8), abs=1e-6)
+    certain = torch.eye(3)
+    assert metrics.expected_calibration_error(certain, torch.tensor([1, 2, 0])) == 0.0
+
+
+@pytest.mark.parametrize("measure", [metrics.flow_accuracy, metrics.expected_calibration_error])
+@pytest.mark.parametrize(
+    ("q", "k", "message"),
+    [
+        (torch.ones(3, 2), torch.zeros(3), r"k: expected integers \(N,\), got torch.float32"),
+        (torch.ones(3, 2), [0, 1, 1], r"k: expected integers \(N,\), got list"),
+        (torch.ones(3, 2).long(), torch.zeros(3).long(), r"q: expected probabilities .* got torch.int64"),
+        (torch.ones(3, 2), torch.zeros(4).long(), r"q, k: expected \(N, K\) and \(N,\).* got \(3, 2\) and \(4,\)"),
+        (torch.ones(0, 2), torch.zeros(0).long(), r"q, k: .* at least one sequence"),
+        (torch.ones(3), torch.zeros(3).long(), r"q, k: expected"),
+        (torch.ones(3, 2), torch.tensor([0, 1, 2]), r"k: expected transformations 0 to 1, got 0 to 2"),
+        (torch.ones(3, 2), torch.tensor([0, 1, -1]), r"k: expected transformations 0 to 1, got -1 to 1"),
+    ],
+)
+def test_what_is_no_inferred_flow(measure, q, k, message):
+    with pytest.raises(cflow.CflowError, match=f"^{message}"):
+        measure(q, k)

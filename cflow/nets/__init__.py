@@ -3,6 +3,7 @@
 from .build import NETWORKS, POTENTIALS, ModelConfig, build_potential, build_vae
 from .networks import (
     ConvDecoder,
+    ConvSequenceEncoder,
     Decoder,
     Encoder,
     GlobalScaleNormal,
@@ -10,14 +11,17 @@ from .networks import (
     Likelihood,
     MLPDecoder,
     MLPEncoder,
+    MLPSequenceEncoder,
     PaperDecoder,
     PaperEncoder,
+    SequenceEncoder,
 )
 
 __all__ = [
     "NETWORKS",
     "POTENTIALS",
     "ConvDecoder",
+    "ConvSequenceEncoder",
     "Decoder",
     "Encoder",
     "GlobalScaleNormal",
@@ -25,9 +29,11 @@ __all__ = [
     "Likelihood",
     "MLPDecoder",
     "MLPEncoder",
+    "MLPSequenceEncoder",
     "ModelConfig",
     "PaperDecoder",
     "PaperEncoder",
+    "SequenceEncoder",
     "build_potential",
     "build_vae",
 ]

@@ -191,6 +191,110 @@ class PaperDecoder(Decoder):
         super().__init__(body, image_shape, likelihood)
 
 
+class SequenceEncoder(nn.Module):
+    """Logits of q(k|x) from the first frame of a sequence and how the later ones differ from it.
+
+    A frame that is missing differs in nothing, and is flagged.
+
+    Arguments:
+        image_shape: (C, H, W) of a frame.
+        num_frames: T+1.
+        num_flows: K.
+    """
+
+    missing_channel = True  # what `FlowVAE` asks of its flow_posterior
+
+    def __init__(self, image_shape: ImageShape, num_frames: int, num_flows: int) -> None:
+        super().__init__()
+        self.image_shape = checked_shape(image_shape)
+        self.num_frames = positive_int("num_frames", num_frames)
+        self.num_flows = positive_int("num_flows", num_flows)
+
+    def logits(self, first: Tensor, change: Tensor, missing: Tensor) -> Tensor:
+        """Logits (B, K).
+
+        Arguments:
+            first: the first frame (B, C, H, W).
+            change: of the frames 1..T, against the first, (B, T, C, H, W).
+            missing: which of those are missing, (B, T), as 0 and 1.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of sequences x (B, T+1, C, H, W), or (B, T+1, C+1, H, W): a last channel of 1 where missing.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: sequences of another shape or dtype.
+        """
+        channels, *size = self.image_shape
+        x = float_images("x", x)
+        if (
+            x.ndim != 5
+            or x.shape[1] != self.num_frames
+            or x.shape[2] not in (channels, channels + 1)
+            or list(x.shape[3:]) != size
+        ):
+            raise ArgumentError(
+                f"x: expected sequences of {self.num_frames} frames of shape {self.image_shape}, perhaps with one more "
+                f"channel for which are missing, got {tuple(x.shape)}"
+            )
+        images, missing = (
+            x[:, :, :channels],
+            x[:, 1:, channels:].amax((2, 3, 4)) if x.shape[2] > channels else x.new_zeros(len(x), self.num_frames - 1),
+        )
+        change = (images[:, 1:] - images[:, :1]) * (1 - missing)[..., None, None, None]
+        return self.logits(images[:, 0], change, missing)
+
+
+class MLPSequenceEncoder(SequenceEncoder):
+    """One linear layer for the first frame, one shared by all differences; two layers on what they find.
+
+    Example:
+        >>> MLPSequenceEncoder((3, 28, 28), num_frames=9, num_flows=3)(torch.rand(5, 9, 3, 28, 28)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, image_shape: ImageShape, num_frames: int, num_flows: int, width: int = 128) -> None:
+        super().__init__(image_shape, num_frames, num_flows)
+        pixels, wide, later = math.prod(self.image_shape), positive_int("width", width), self.num_frames - 1
+        self.of_first = _unit_gain(nn.Sequential(nn.Flatten(), nn.Linear(pixels, wide), nn.SiLU()))
+        self.of_change = _unit_gain(nn.Sequential(nn.Flatten(), nn.Linear(pixels, wide), nn.SiLU()))
+        self.body = _unit_gain(nn.Sequential(*_mlp(wide * num_frames + later, wide, self.num_flows)))
+
+    def logits(self, first: Tensor, change: Tensor, missing: Tensor) -> Tensor:
+        """Logits (B, K), see `SequenceEncoder`."""
+        found = rearrange(self.of_change(change.flatten(0, 1)), "(b t) w -> b (t w)", b=len(first))
+        out: Tensor = self.body(torch.cat([self.of_first(first), found, missing], -1))
+        return out
+
+
+class ConvSequenceEncoder(SequenceEncoder):
+    """Two strided convolutions over the first frame and all differences, stacked as channels; then a linear layer.
+
+    References:
+        Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, appendix.
+    """
+
+    def __init__(self, image_shape: ImageShape, num_frames: int, num_flows: int, width: int = 32) -> None:
+        channels, height, w = checked_shape(image_shape, multiple=4)
+        super().__init__(image_shape, num_frames, num_flows)
+        wide, later = positive_int("width", width), self.num_frames - 1
+        self.body = _unit_gain(
+            nn.Sequential(
+                *(nn.Conv2d(channels * num_frames + later, wide, 4, 2, 1), nn.SiLU()),
+                *(nn.Conv2d(wide, 2 * wide, 4, 2, 1), nn.SiLU()),
+                nn.Flatten(),
+                nn.Linear(2 * wide * height * w // 16, self.num_flows),
+            )
+        )
+
+    def logits(self, first: Tensor, change: Tensor, missing: Tensor) -> Tensor:
+        """Logits (B, K), see `SequenceEncoder`."""
+        flags = missing[..., None, None].expand(*missing.shape, *first.shape[2:])
+        out: Tensor = self.body(torch.cat([first, change.flatten(1, 2), flags], 1))
+        return out
+
+
 def _mlp(*sizes: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
