@@ -143,7 +143,7 @@ class FlowVAE(nn.Module):
         if responsibility_frames not in ("all", "decoded"):
             raise ArgumentError(f"responsibility_frames: expected 'all' or 'decoded', got {responsibility_frames!r}")
         self.responsibility_frames = responsibility_frames
-        num_flows = getattr(flow.net, "num_flows", None)
+        num_flows = flow.declared("num_flows")
         self.flow_prior: Tensor | None
         self.register_buffer("flow_prior", None if flow_prior is None else as_flow_prior(flow_prior, num_flows))
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
