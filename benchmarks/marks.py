@@ -48,6 +48,10 @@ MAIN_MUST = {
     "gradient, discrete − direct, float32": 5e-6,
     "gradient, discrete − direct, float64": 1e-12,
 }
+SOLENOIDAL_MUST = {
+    "MLP and SkewLinear, rk4 inference / the MLP alone": 1.35,
+    "SkewLinear, an Euler step / its products": 1.3,
+}
 Found = tuple[Timing, Timing, str]  # the ratio, the time of what is measured, and a note
 
 
@@ -98,7 +102,7 @@ def measure(sizes: Iterable[Size], *, rounds: int = 20, budget: float = 20.0, co
                 spread = (ratio.median, *ratio.quartiles)
                 marks.append(Mark(name, str(size), *spread, must, trial, note, own.median))
             if size == MAIN:
-                marks += main_marks(problem, rounds, budget)
+                marks += main_marks(problem, rounds, budget) + solenoidal_marks(problem, rounds, budget)
     return marks
 
 
@@ -190,6 +194,32 @@ def main_marks(problem: Problem, rounds: int, budget: float) -> list[Mark]:
     values = [held["discrete"] / held["direct"], *(difference(size, dtype) for dtype in (torch.float32, torch.float64))]
     for (name, must), value in zip(list(MAIN_MUST.items())[len(pairs) :], values, strict=True):
         marks.append(Mark(name, str(size), value, value, value, must))
+    return marks
+
+
+def solenoidal_marks(problem: Problem, rounds: int, budget: float) -> list[Mark]:
+    """A divergence-free part beside the MLP, and alone: its products are those of K linear maps of each sample."""
+    if not hasattr(cflow, "SkewLinear"):
+        print("skipped the marks for divergence-free parts: this cflow has none")
+        return []
+    size = problem.size
+    part = cflow.SkewLinear(size.dim, size.num_flows)
+    alone = cflow.PotentialFlow(None, solenoidal=part, solver=solver("euler"))
+    both = cflow.PotentialFlow(problem.net, solenoidal=part, solver=solver("rk4"))
+    weighted, maps = problem.w.repeat(1, size.dim), torch.randn(size.num_flows * size.dim, size.dim)
+    calls: dict[str, Call] = {
+        "products": lambda: weighted @ maps,
+        "mlp": problem.forward(problem.solve(solver("rk4"))),
+        "both": problem.forward(lambda z0: both(z0, problem.w, HORIZON)),
+        **euler_solves("skew", problem, alone, problem.w),
+    }
+    with torch.no_grad():
+        seconds = interleave(calls, device=problem.device, rounds=2 * rounds, budget=budget / 2)
+    pairs = (seconds["both"], seconds["mlp"]), (euler_step(seconds, "skew"), seconds["products"])
+    marks = []
+    for (name, must), (own, base) in zip(SOLENOIDAL_MUST.items(), pairs, strict=True):
+        ratio = own.over(base)
+        marks.append(Mark(name, str(size), ratio.median, *ratio.quartiles, must, seconds=own.median))
     return marks
 
 

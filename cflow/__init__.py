@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
     from .priors import DiffusionPrior
     from .selection import Schedule
+    from .solenoidal import SkewLinear, Solenoidal
     from .solve import Solver
     from .transform import FlowTransform
     from .vae import ELBO, FlowVAE
@@ -31,6 +32,7 @@ _HOME = {
     ),
     "DiffusionPrior": "priors",
     "Schedule": "selection",
+    **dict.fromkeys(("SkewLinear", "Solenoidal"), "solenoidal"),
     "Solver": "solve",
     "FlowTransform": "transform",
     **dict.fromkeys(("ELBO", "FlowVAE"), "vae"),
@@ -54,6 +56,8 @@ __all__ = [
     "QuadraticPotential",
     "RidgePotential",
     "Schedule",
+    "SkewLinear",
+    "Solenoidal",
     "Solver",
     "SumPotential",
     "__version__",

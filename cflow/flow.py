@@ -1,4 +1,4 @@
-"""`PotentialFlow`: latent evolution dz/dt = ∇_z Σ_k w_k u_k(z, t) as one module."""
+"""`PotentialFlow`: latent evolution dz/dt = Σ_k w_k (∇u_k + r_k)(z, t) as one module."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
-from .fields import Divergence, Dynamics, Rows, VelocityField, rademacher_like
+from .fields import Divergence, Dynamics, Part, Rows, VelocityField, in_dtype_of, rademacher_like
 from .modes import concrete, full_precision, ordinary
 from .potentials.autograd import Compiled
 from .potentials.base import is_closed, takes_context, value
 from .potentials.checks import check_module
 from .selection import SelectionLike, parse_selection, select_at
+from .solenoidal import SolenoidalPart, solenoidal_part
 from .solve import Solve, Solver, State, as_solver
 from .times import TimesLike, parse_instant, parse_times
 from .transform import FlowTransform
@@ -43,9 +44,11 @@ class FlowPath:
 
 
 class PotentialFlow(nn.Module):
-    r"""Flows along the gradients of K potentials, integrated by torchdiffeq.
+    r"""Flows along gradients of K potentials, and fields without divergence beside them, integrated by torchdiffeq.
 
-    .. math:: dz/dt = ∇_z Σ_k w_k u_k(z, t), \quad d \log q(z(t), t)/dt = −Δ Σ_k w_k u_k(z, t)
+    .. math:: dz/dt = Σ_k w_k (∇u_k + r_k)(z, t), \quad d \log q(z(t), t)/dt = −Δ Σ_k w_k u_k(z, t)
+
+    As ∇·r_k = 0, densities change with the potentials alone, along paths of the whole velocity.
 
     Every call takes a selection `k`, times `t` in frames, and optionally a `context`:
 
@@ -56,7 +59,7 @@ class PotentialFlow(nn.Module):
     * `context`: a tensor (B, …) handed to a user's potential as net(z, t, context).
 
     Gradients flow to z, k, t, the switch times of a Schedule, the context and all parameters. The solve runs in the
-    potential's dtype (float32 or float64) with autocast off. Under an adaptive solver the rows of a batch share their
+    parts' dtype (float32 or float64) with autocast off. Under an adaptive solver the rows of a batch share their
     steps; under a fixed-step one they are independent (but for the implicit Adams methods, whose corrector stops by a
     tolerance of the whole batch).
 
@@ -66,7 +69,9 @@ class PotentialFlow(nn.Module):
 
     Arguments:
         potential: a cflow potential, or any module net(z (B, D), t (B,)) -> (B, K), or (B,) for one flow. K is its
-            attribute `num_flows`, or read from its first output.
+            attribute `num_flows`, or read from its first output. None: there is no gradient part.
+        solenoidal: r, a `SkewLinear`, a `Solenoidal` or a sum of them, of the same D and K. None: there is no such
+            part.
         solver: a `Solver`, or the name of a method.
         divergence: "exact": the Laplacian (in closed form for cflow's potentials, else D second derivatives).
             "hutchinson": one Rademacher probe, drawn from the global generator and held fixed for a solve. It estimates
@@ -92,28 +97,46 @@ class PotentialFlow(nn.Module):
 
     def __init__(
         self,
-        potential: nn.Module,
+        potential: nn.Module | None,
         *,
+        solenoidal: SolenoidalPart | None = None,
         solver: Solver | str = "dopri5",
         divergence: Divergence = "exact",
         compile: bool = False,
     ) -> None:
         super().__init__()
-        check_module(potential)
+        if potential is not None:
+            check_module(potential)
+        elif solenoidal is None:
+            raise ArgumentError(
+                "potential: None leaves nothing that moves; give a potential, or solenoidal=cflow.SkewLinear(…) too"
+            )
         if divergence not in ("exact", "hutchinson"):
             raise ArgumentError(f"divergence: expected 'exact' or 'hutchinson', got {divergence!r}")
         self.net = potential
+        self.solenoidal = None if solenoidal is None else solenoidal_part(solenoidal)
         self.solver = as_solver(solver)
         self.divergence_estimator: Divergence = divergence
         self.compiled = Compiled() if compile else None
-        num_flows = getattr(potential, "num_flows", None)
         self._called = False
+        for name in ("dim", "num_flows"):
+            sizes = [getattr(part, name, None) for part in (self.net, self.solenoidal)]
+            if None not in sizes and sizes[0] != sizes[1]:
+                raise ArgumentError(
+                    f"solenoidal: has {name}={sizes[1]}, but the potential {name}={sizes[0]}; make them agree"
+                )
+        num_flows = self.declared("num_flows")
         self._num_flows = None if num_flows is None else positive_int("num_flows", num_flows)
+
+    def declared(self, name: Literal["dim", "num_flows"]) -> int | None:
+        """D or K, from an attribute of that name of the potential or the solenoidal part; None where neither has it."""
+        size: int | None = getattr(self.net, name, None)
+        return size if size is not None or self.solenoidal is None else getattr(self.solenoidal, name)
 
     @property
     def dim(self) -> int:
-        """Latent dimensions D, from the potential's attribute `dim`."""
-        dim = getattr(self.net, "dim", None)
+        """Latent dimensions D, where `declared`."""
+        dim = self.declared("dim")
         if dim is None:
             raise ArgumentError(
                 f"potential: {type(self.net).__name__} does not say its dimension; set its attribute dim"
@@ -122,7 +145,7 @@ class PotentialFlow(nn.Module):
 
     @property
     def num_flows(self) -> int:
-        """Number of flows K, from the potential's attribute `num_flows` or its first output."""
+        """Number of flows K, where `declared`, or from a first output."""
         if self._num_flows is None:
             raise ArgumentError(
                 f"potential: {type(self.net).__name__} does not say its number of flows and has not been called yet; "
@@ -200,7 +223,8 @@ class PotentialFlow(nn.Module):
                 y, solve = state.start(z0).expand(len(times), 0, -1), None
             else:
                 probe = rademacher_like(z0) if self._wants_probe and state.needs_divergence else None
-                solve = Solve(self._dynamics(num_flows, self.compiled), self.solver, state, selection, context, probe)
+                dynamics = Dynamics(self.net, self.solenoidal, num_flows, self.compiled)
+                solve = Solve(dynamics, self.solver, state, selection, context, probe)
                 y = solve.run(z0, times)
         z, found = state.unpack(y)
         return FlowPath(
@@ -225,11 +249,24 @@ class PotentialFlow(nn.Module):
     # --- at one time --------------------------------------------------------------------------------------
 
     def velocity(
-        self, z: Tensor, k: SelectionLike = None, t: TimesLike | None = None, context: Tensor | None = None
+        self,
+        z: Tensor,
+        k: SelectionLike = None,
+        t: TimesLike | None = None,
+        context: Tensor | None = None,
+        *,
+        part: Part | None = None,
     ) -> Tensor:
-        """v (B, D) = ∇_z Σ_k w_k u_k(z, t) at z (B, D) and a time t, a number or (B,)."""
+        """v (B, D) = Σ_k w_k (∇u_k + r_k)(z, t) at z (B, D) and a time t, a number or (B,).
+
+        Arguments:
+            part: "gradient" for Σ_k w_k ∇u_k alone, "solenoidal" for Σ_k w_k r_k; zero where the flow has none. They
+                are the two terms, no Helmholtz decomposition of v: r may happen to be a gradient.
+        """
         with full_precision(_device(z)):
-            z, t, rows, field = self._point(z, k, t, context)
+            if part is not None and not self._has(part):
+                return torch.zeros_like(self._point(z, k, t, context)[0])
+            z, t, rows, field = self._point(z, k, t, context, part)
             return rows.unsort(field.velocity(rows.sort(z), field.at(rows.sort(t))))
 
     def divergence(
@@ -243,7 +280,13 @@ class PotentialFlow(nn.Module):
             return rows.unsort(field.divergence(rows.sort(z), field.at(rows.sort(t)))[:, None])[:, 0]
 
     def potential(self, z: Tensor, t: TimesLike | None = None, context: Tensor | None = None) -> Tensor:
-        """u (B, K) of all flows at z (B, D) and a time t, a number or (B,)."""
+        """u (B, K) of all flows at z (B, D) and a time t, a number or (B,).
+
+        Raises:
+            ArgumentError: the flow has no potential.
+        """
+        if self.net is None:
+            raise ArgumentError("potential: this flow has none, it is PotentialFlow(None, …); give it one to ask for u")
         with full_precision(_device(z)):
             z, context = self._state(z, context, "z")
             u = value(self.net, z, parse_instant(_given(t), batch=len(z), like=z), context)
@@ -252,8 +295,10 @@ class PotentialFlow(nn.Module):
 
     # --- arguments ----------------------------------------------------------------------------------------
 
-    def _dynamics(self, num_flows: int, compiled: Compiled | None = None) -> Dynamics:
-        return Dynamics(self.net, num_flows, compiled)
+    def _has(self, part: Part) -> bool:
+        if part not in ("gradient", "solenoidal"):
+            raise ArgumentError(f"part: expected 'gradient', 'solenoidal' or None for the whole, got {part!r}")
+        return (self.net if part == "gradient" else self.solenoidal) is not None
 
     @property
     def _wants_probe(self) -> bool:
@@ -262,14 +307,22 @@ class PotentialFlow(nn.Module):
     def num_flows_at(self, z: Tensor, t: Tensor, context: Tensor | None) -> int:
         """K. A user's module is called once, at z (B, D), t () or (B,) and the context, to learn or to check it."""
         if self._num_flows is None or not (self._called or len(z) == 0):
-            if self._num_flows is None or not is_closed(self.net):
-                with torch.no_grad():
-                    self._num_flows = value(self.net, z, t.to(z.device, z.dtype), context).shape[1]
+            counts = []
+            with torch.no_grad():
+                if self.net is not None and (self._num_flows is None or not is_closed(self.net)):
+                    counts.append(value(self.net, z, t.to(z.device, z.dtype), context).shape[1])
+                if self.solenoidal is not None:
+                    counts.append(self.solenoidal.flows_at(z, t, context))
+            if len(set(counts)) > 1:
+                raise ArgumentError(
+                    f"solenoidal: has {counts[1]} flows, but the potential {counts[0]}; give both the same number"
+                )
+            self._num_flows = counts[0] if counts else self._num_flows
             self._called = True
-        return self._num_flows
+        return self._num_flows  # type: ignore[return-value]
 
     def _point(
-        self, z: Tensor, k: SelectionLike, t: TimesLike | None, context: Tensor | None
+        self, z: Tensor, k: SelectionLike, t: TimesLike | None, context: Tensor | None, part: Part | None = None
     ) -> tuple[Tensor, Tensor, Rows, VelocityField]:
         """State, time, rows and field of an evaluation at one time."""
         z, context = self._state(z, context, "z")
@@ -277,30 +330,36 @@ class PotentialFlow(nn.Module):
         instant = parse_instant(_given(t), batch=batch, like=z)
         num_flows = self.num_flows_at(z, instant, context)
         chosen, seen = select_at(k, instant, batch=batch, num_flows=num_flows, like=z)
-        dynamics = self._dynamics(num_flows)
+        dynamics = Dynamics(self.net, self.solenoidal, num_flows)
+        if part is not None:
+            dynamics = dynamics.only(part)
         rows = dynamics.rows(chosen, z, seen.ndim > 0)
         return z, seen, rows, dynamics.field(rows, context)
 
     def _state(self, z: Tensor, context: Tensor | None, name: str) -> tuple[Tensor, Tensor | None]:
-        """Check z and the context against the potential; cast a half-precision z to the potential's dtype."""
+        """Check z and the context against the parts of the flow; cast a half-precision z to their dtype."""
         if not isinstance(z, Tensor):
             raise ArgumentTypeError(f"{name}: expected a tensor (B, D), got {type(z).__name__}")
         if z.ndim != 2:
             hint = "; add a batch dimension with z[None]" if z.ndim == 1 else "; flatten the leading dimensions"
             raise ArgumentError(f"{name}: expected shape (B, D), got {tuple(z.shape)}{hint}")
-        net = self.net
-        dim = getattr(net, "dim", None)
+        dim = self.declared("dim")
         if dim is not None and z.shape[1] != dim:
             raise ArgumentError(f"{name}: expected shape (B, D) with D = {dim}, got {tuple(z.shape)}")
-        z = _to_potential(z, net, name)
+        z = in_dtype_of(z, self.net, self.solenoidal, name)
         if context is not None:
-            if not takes_context(net):
-                raise ArgumentError(f"context: {type(net).__name__} takes none; write a module net(z, t, context)")
+            self._check_takes_context()
             if not isinstance(context, Tensor) or context.ndim == 0 or len(context) != len(z):
                 got = tuple(context.shape) if isinstance(context, Tensor) else type(context).__name__
                 raise ArgumentError(f"context: expected a tensor (B, …) with B = {len(z)}, got {got}")
             context = ordinary(context.to(z.device))
         return ordinary(z), context
+
+    def _check_takes_context(self) -> None:
+        parts = [part for part in (self.net, self.solenoidal) if part is not None]
+        if not any(part.takes_context if isinstance(part, SolenoidalPart) else takes_context(part) for part in parts):
+            names = " and ".join(type(part).__name__ for part in parts)
+            raise ArgumentError(f"context: {names} takes none; write a module net(z, t, context)")
 
 
 def _device(z: object) -> str:
@@ -314,44 +373,3 @@ def _given(t: TimesLike | None) -> TimesLike:
             "name the times where k is left out"
         )
     return t
-
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def _a_tensor(net: nn.Module) -> Tensor | None:
-    """The first floating-point parameter of a module, or else buffer; `parameters()` takes as long as an evaluation."""
-    for store in (net._parameters, net._buffers):
-        for x in store.values():
-            if x is not None and x.is_floating_point():
-                return x
-    found = (_a_tensor(module) for module in net._modules.values() if module is not None)
-    return next((x for x in found if x is not None), None)
-
-
-def _to_potential(z: Tensor, net: nn.Module, name: str) -> Tensor:
-    """z in the potential's dtype, in which the solve runs; only half precision is cast.
-
-    Raises:
-        ArgumentTypeError: another dtype than the potential's, or a potential in half precision.
-        ArgumentError: another device than the potential's, or no values at all.
-    """
-    model = _a_tensor(net)
-    if model is not None and model.device != z.device:
-        raise ArgumentError(
-            f"{name}: lies on {z.device}, but the potential on {model.device}; move one of them with .to(device)"
-        )
-    if z.is_meta:
-        raise ArgumentError(f"{name}: lies on the meta device, where tensors have no values; make it with device='cpu'")
-    dtype = model.dtype if model is not None else torch.float32 if z.dtype in _HALF else z.dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise ArgumentTypeError(
-            f"{name if model is None else 'potential'}: expected float32 or float64, got {dtype}; a solve needs the "
-            "precision, so call .float() on it (autocast around the rest of the model is fine)"
-        )
-    if z.dtype == dtype:
-        return z
-    if z.dtype not in _HALF:
-        fix = f"{name}.to({dtype})" + (f" or flow.to({z.dtype})" if z.is_floating_point() else "")
-        raise ArgumentTypeError(f"{name}: has dtype {z.dtype}, but the potential {dtype}; use {fix}")
-    return z.to(dtype)

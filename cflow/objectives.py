@@ -9,7 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -243,10 +243,11 @@ def lower_bound(reconstruction: Tensor, terms: Sequence[Term], *draws: Draw) -> 
 
 def check_prior(prior: nn.Module, flow: PotentialFlow) -> None:
     """Raise an ArgumentError where a `DiffusionPrior` has other sizes than the flow."""
-    for name in ("dim", "num_flows") if isinstance(prior, DiffusionPrior) else ():
-        size = getattr(flow.net, name, None)
+    names: tuple[Literal["dim", "num_flows"], ...] = ("dim", "num_flows")
+    for name in names if isinstance(prior, DiffusionPrior) else ():
+        size = flow.declared(name)
         if size is not None and getattr(prior, name) != size:
-            raise ArgumentError(f"prior: has {name} = {getattr(prior, name)}, but the flow's potential {size}")
+            raise ArgumentError(f"prior: has {name} = {getattr(prior, name)}, but the flow {size}")
 
 
 def check_pde(pde: nn.Module, flow: PotentialFlow) -> None:
@@ -258,6 +259,8 @@ def check_pde(pde: nn.Module, flow: PotentialFlow) -> None:
             f"{type(pde).__name__} has no {' and no '.join(missing)}"
         )
     if isinstance(pde, HamiltonJacobi):
+        if flow.net is None:
+            raise ArgumentError("pde: the flow has no potential that it could hold for; give PotentialFlow one")
         learned = set(flow.net.parameters())
         if learned and learned.isdisjoint(pde.potential.parameters()):
             raise ArgumentError("pde: its potential shares no parameters with the flow's; pass the same module to both")

@@ -8,9 +8,10 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 from .potentials.base import takes_context, value
 from .selection import SelectionLike, as_weights, parse_selection, select_at
+from .solenoidal import SolenoidalPart
 from .times import TimesLike, as_time_tensor, parse_instant
 
 
@@ -29,7 +30,10 @@ class HamiltonJacobi(nn.Module):
 
     .. math:: ∂_t u + ½ ‖∇u‖² = f, \quad u = Σ_k w_k u_k, \quad f = −(Σ_k w_k\, force_k(z, t))² ≤ 0
 
-    Its solutions move mass along straight lines where f = 0; the learned f ≤ 0 leaves room for external forces.
+    Its solutions move mass along straight lines where f = 0; the learned f ≤ 0 leaves room for external forces. Where
+    a given drift r moves mass too, dz/dt = ∇u + r, and u is to add as little as possible, it is
+
+    .. math:: ∂_t u + ½ ‖∇u‖² + r · ∇u = f
 
     References:
         Benamou, Brenier: A computational fluid mechanics solution to the Monge-Kantorovich mass transfer problem,
@@ -38,10 +42,14 @@ class HamiltonJacobi(nn.Module):
     Arguments:
         potential: the potential u (B, K), a cflow one or a user's module.
         force: a module of the same protocol, force(z (B, D), t (B,)) -> (B, K).
+        drift: r, a divergence-free part such as `flow.solenoidal`, weighted as u is, or a module r(z (B, D), t (B,)) ->
+            (B, D). It is given: its parameters get no gradient. None: r = 0.
         initial_weight: weight of the initial condition ‖∇u(z_0, t_0)‖² in `loss`.
 
     Raises:
-        ArgumentError: u does not depend on t. Then ½‖∇u‖² = f ≤ 0 leaves only ∇u = 0.
+        ArgumentError: u does not depend on t, and there is no drift. Then ½‖∇u‖² = f ≤ 0 leaves only ∇u = 0. Or the
+            drift has another D or K than the potential, or returns another shape.
+        ArgumentTypeError: the drift is no module.
 
     Example:
         >>> from cflow import MLPPotential
@@ -50,17 +58,22 @@ class HamiltonJacobi(nn.Module):
         torch.Size([5])
     """
 
-    def __init__(self, potential: nn.Module, force: nn.Module, *, initial_weight: float = 1.0) -> None:
+    def __init__(
+        self, potential: nn.Module, force: nn.Module, *, drift: nn.Module | None = None, initial_weight: float = 1.0
+    ) -> None:
         super().__init__()
-        if not getattr(potential, "time_dependent", True):
+        if drift is not None:
+            _check_drift(drift, potential)
+        elif not getattr(potential, "time_dependent", True):
             raise ArgumentError(_STATIC.format(type(potential).__name__))
         self.potential = potential
         self.force = force
+        self.drift = drift
         self.initial_weight = initial_weight
-        self._depends_on_time = not takes_context(potential)
+        self._time_checked = drift is not None or not takes_context(potential)
 
     def residual(self, z: Tensor, k: SelectionLike = None, t: TimesLike = 0.0, context: Tensor | None = None) -> Tensor:
-        """∂_t u + ½‖∇u‖² − f per sample, (B,), at z (B, D) and a time t, a number or (B,).
+        """∂_t u + ½‖∇u‖² + r·∇u − f per sample, (B,), at z (B, D) and a time t, a number or (B,).
 
         Arguments:
             k: a selection of flows, as in `PotentialFlow`.
@@ -121,13 +134,31 @@ class HamiltonJacobi(nn.Module):
 
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """The residual (B,) and ∇u (B, D)."""
-        if not self._depends_on_time:
+        if not self._time_checked:
             self._check_time_dependence(z, t, context)
         grad_u, du_dt = torch.func.grad(lambda z, t: (value(self.potential, z, t, context) * w).sum(), argnums=(0, 1))(
             z, t.expand(len(z))
         )
         force = (value(self.force, z, t.expand(len(z)), context) * w).sum(-1)
-        return du_dt + 0.5 * grad_u.square().sum(-1) + force.square(), grad_u
+        residual = du_dt + 0.5 * grad_u.square().sum(-1) + force.square()
+        if self.drift is not None:
+            residual = residual + (self._drift(self.drift, z, w, t, context) * grad_u).sum(-1)
+        return residual, grad_u
+
+    def _drift(self, drift: nn.Module, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> Tensor:
+        """r (B, D), with parameters that are constants."""
+        given = {name: p.detach() for name, p in drift.named_parameters()}
+        if isinstance(drift, SolenoidalPart):
+            args: tuple[Tensor | None, ...] = (z, w, t, context)
+        else:
+            args = (z, t.expand(len(z)), *(() if context is None else (context,)))
+        r: object = torch.func.functional_call(drift, given, args)
+        if not isinstance(r, Tensor) or r.shape != z.shape:
+            got = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
+            raise ArgumentError(
+                f"drift: {type(drift).__name__}(z, t) must return a tensor (B, D) = {tuple(z.shape)}, got {got}"
+            )
+        return r
 
     def _check_time_dependence(self, z: Tensor, t: Tensor, context: Tensor | None) -> None:
         with torch.inference_mode(False), torch.enable_grad():
@@ -136,7 +167,19 @@ class HamiltonJacobi(nn.Module):
             found = torch.autograd.grad(u.sum(), t, allow_unused=True)[0] if u.requires_grad else None
         if found is None:
             raise ArgumentError(_STATIC.format(type(self.potential).__name__))
-        self._depends_on_time = True
+        self._time_checked = True
+
+
+def _check_drift(drift: object, potential: nn.Module) -> None:
+    if not isinstance(drift, nn.Module):
+        raise ArgumentTypeError(
+            f"drift: expected a part such as cflow.SkewLinear, or a module r(z (B, D), t (B,)) -> (B, D), got "
+            f"{type(drift).__name__}"
+        )
+    for name in ("dim", "num_flows") if isinstance(drift, SolenoidalPart) else ():
+        sizes = [getattr(module, name, None) for module in (potential, drift)]
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise ArgumentError(f"drift: has {name}={sizes[1]}, but the potential {name}={sizes[0]}; make them agree")
 
 
 _STATIC = (

@@ -143,7 +143,7 @@ class FlowVAE(nn.Module):
         if responsibility_frames not in ("all", "decoded"):
             raise ArgumentError(f"responsibility_frames: expected 'all' or 'decoded', got {responsibility_frames!r}")
         self.responsibility_frames = responsibility_frames
-        num_flows = getattr(flow.net, "num_flows", None)
+        num_flows = flow.declared("num_flows")
         self.flow_prior: Tensor | None
         self.register_buffer("flow_prior", None if flow_prior is None else as_flow_prior(flow_prior, num_flows))
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
@@ -293,7 +293,7 @@ class FlowVAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Images (…, *image), the decoder's mean, of latent states z (…, D)."""
-        dim = getattr(self.flow.net, "dim", None)
+        dim = self.flow.declared("dim")
         if not isinstance(z, Tensor) or z.ndim == 0 or (dim is not None and z.shape[-1] != dim):
             got = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
             raise ArgumentError(
@@ -347,7 +347,7 @@ class FlowVAE(nn.Module):
             raise ArgumentTypeError(
                 f"encoder: expected it to return a Distribution over z (B, D) with rsample, got {type(q).__name__}"
             )
-        shape, dim = q.batch_shape + q.event_shape, getattr(self.flow.net, "dim", None)
+        shape, dim = q.batch_shape + q.event_shape, self.flow.declared("dim")
         if len(shape) != 2 or shape[0] != len(x0) or (dim is not None and shape[1] != dim):
             wanted = f"(B, D) with B = {len(x0)}" + ("" if dim is None else f" and D = {dim}")
             raise ArgumentError(f"encoder: its distribution has shape {tuple(shape)}; expected {wanted}")

@@ -1,4 +1,5 @@
-"""What many files test alike: potentials by name, users' modules, and methods and solvers. One more entry runs in all.
+"""What many files test alike: potentials, divergence-free parts and flows by name, users' modules, and methods and
+solvers. One more entry runs in all.
 
 Exact flows are in `systems`.
 """
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import cflow
-from cflow import Solver
+from cflow import PotentialFlow, SkewLinear, Solenoidal, Solver
 
 # --- users' modules -----------------------------------------------------------------------------------------
 
@@ -77,6 +78,58 @@ POTENTIALS: dict[str, Callable[[int, int], nn.Module]] = {
 OURS = [name for name in POTENTIALS if "user's" not in name]
 CLOSED_FORMS = [name for name in OURS if name != "mlp tanh"]  # whose fields are linear in the weights
 ONE_OF_EACH = ["mlp", "ridge", "quadratic", "sum with user's", "user's"]  # where all would take long
+
+# --- divergence-free parts, and flows -----------------------------------------------------------------------
+
+
+def skew(dim: int, num_flows: int, rank: int | None = None) -> SkewLinear:
+    made = SkewLinear(dim, num_flows, rank=rank)
+    with torch.no_grad():
+        for p in made.parameters():
+            p.copy_(0.5 * torch.randn_like(p))
+    return made
+
+
+SOLENOIDAL: dict[str, Callable[[int, int], nn.Module]] = {
+    "skew": skew,
+    "skew of low rank": lambda d, k: skew(d, k, rank=1),
+    "turned mlp": lambda d, k: Solenoidal(mlp(d, k)),
+    "turned mlps": lambda d, k: Solenoidal(mlp(d, 2 * k), num_terms=2),
+    "turned static mlps": lambda d, k: Solenoidal(POTENTIALS["mlp static"](d, 2 * k), num_terms=2),
+    "turned mlps with tanh": lambda d, k: Solenoidal(POTENTIALS["mlp tanh"](d, 2 * k), num_terms=2),
+    "turned ridges": lambda d, k: Solenoidal(ridge(d, 3 * k), num_terms=3),
+    "turned static ridges": lambda d, k: Solenoidal(POTENTIALS["ridge static"](d, 2 * k), num_terms=2),
+    "turned quadratics": lambda d, k: Solenoidal(quadratic(d, 2 * k), num_terms=2),
+    "turned sum": lambda d, k: Solenoidal(POTENTIALS["sum"](d, 2 * k), num_terms=2),
+    "turned user's": lambda d, k: Solenoidal(Users(d, 2 * k), num_terms=2),
+    "sum": lambda d, k: skew(d, k) + Solenoidal(mlp(d, k)) + Solenoidal(ridge(d, 2 * k), num_terms=2),
+    "sum with user's": lambda d, k: skew(d, k, rank=1) + Solenoidal(Users(d, k)),
+}  # name → make(dim, num_flows)
+
+
+def _alone(name: str) -> Callable[..., PotentialFlow]:
+    return lambda dim, num_flows, **settings: PotentialFlow(POTENTIALS[name](dim, num_flows), **settings)
+
+
+def _beside(potential: str, solenoidal: str) -> Callable[..., PotentialFlow]:
+    def make(dim: int, num_flows: int, **settings: object) -> PotentialFlow:
+        part = SOLENOIDAL[solenoidal](dim, num_flows)
+        return PotentialFlow(POTENTIALS[potential](dim, num_flows), solenoidal=part, **settings)
+
+    return make
+
+
+MORE_THAN_A_GRADIENT: dict[str, Callable[..., PotentialFlow]] = {
+    "mlp and skew": _beside("mlp", "skew"),
+    "sum and turned mlps": _beside("sum", "turned mlps"),
+    "quadratic and user's turned": _beside("quadratic", "sum with user's"),
+}
+FLOWS: dict[str, Callable[..., PotentialFlow]] = {
+    **{name: _alone(name) for name in POTENTIALS},
+    **MORE_THAN_A_GRADIENT,
+}  # name → make(dim, num_flows, **settings)
+ONE_FLOW_OF_EACH = [*ONE_OF_EACH, *MORE_THAN_A_GRADIENT]
+CLOSED_FLOWS = [*OURS, "mlp and skew", "sum and turned mlps"]
 
 # --- methods and solvers ------------------------------------------------------------------------------------
 

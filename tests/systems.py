@@ -7,6 +7,7 @@ each boundary of a schedule, and is differentiable in everything.
 import itertools
 import math
 
+import cases
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,17 +16,25 @@ import cflow
 
 
 class System:
-    """A potential `net`, starts on which its flow is known, and that flow for one sample.
+    """A potential `net` and maybe a `solenoidal` part, starts on which the flow is known, and that for one sample.
 
     `flow(z (N, D), w (K,), t0, t1 (N,), context (D,))` returns the states at t1 and ∫ ∇·v dt;
     `velocity(z (N, D), w (K,), t (N,), context)` is written by hand, for the kinetic energy.
     """
 
-    net: nn.Module
+    net: nn.Module | None = None
+    solenoidal: nn.Module | None = None
     takes_context = False
 
+    def model(self, **settings) -> cflow.PotentialFlow:
+        return cflow.PotentialFlow(self.net, solenoidal=self.solenoidal, **settings)
+
+    @property
+    def num_flows(self) -> int:
+        return self.model().num_flows
+
     def start(self, batch: int) -> Tensor:
-        return torch.randn(batch, self.net.dim)
+        return torch.randn(batch, self.model().dim)
 
     def frozen(self) -> "System":
         """The same, with parameters that ask for no gradient."""
@@ -250,6 +259,70 @@ class Sum(Affine):
         return super().velocity(z, w, t) + (w @ self.net.terms[1].beta) * t[:, None] * z
 
 
+class AnyLinear(Affine):
+    """u_k = ½ zᵀS_k z + b_k·z beside A_k (z − c_k): every linear map is the sum of a symmetric and a skew one."""
+
+    def __init__(self):
+        super().__init__()
+        self.solenoidal = cases.skew(3, 3)
+
+    def generator(self, w):
+        (matrix, shift), (turn, turned_shift) = super().generator(w), turning(self.solenoidal, w)
+        return matrix + turn, shift + turned_shift
+
+
+class Rotation(Affine):
+    """A_k (z − c_k) of low rank alone: one flow turns about c_k."""
+
+    def __init__(self):
+        self.solenoidal = cases.skew(5, 2, rank=1)
+
+    def generator(self, w):
+        return turning(self.solenoidal, w)
+
+
+def turning(part: cflow.SkewLinear, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix and the shift of Σ w_k A_k (z − c_k), written by hand."""
+    if part.rank is None:
+        a = part.matrix - part.matrix.mT
+    else:
+        a = torch.einsum("kir,kjr->kij", part.p, part.q) - torch.einsum("kir,kjr->kij", part.q, part.p)
+    return torch.einsum("k,kij->ij", w, a), -torch.einsum("k,kij,kj->i", w, a, part.center)
+
+
+class RingNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dim, self.num_flows = 3, 4
+        self.rho = nn.Parameter(torch.randn(4))  # of ψ_{k,m}, column 2 k + m
+
+    def forward(self, z, t, context):
+        return 0.5 * (z - context).square().sum(-1, keepdim=True) * self.rho * t[:, None]
+
+
+class Spiral(Radial):
+    """A `Radial` flow that turns about its context too: r = Σ_m A_m ∇ψ_{k,m} with ψ_{k,m} = ½ ρ_{k,m} t ‖y‖².
+
+    The turns commute with it and leave ‖y‖ alone.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.solenoidal = cflow.Solenoidal(RingNet(), num_terms=2)
+
+    def turn(self, w):
+        b = self.solenoidal.matrix
+        return torch.einsum("m,mij->ij", w @ self.solenoidal.psi.rho.view(2, 2), b - b.mT)
+
+    def flow(self, z, w, t0, t1, context):
+        z1, growth = super().flow(z, w, t0, t1, context)
+        turned = torch.linalg.matrix_exp(self.turn(w) * ((t1**2 - t0**2) / 2)[:, None, None])
+        return context + (turned @ (z1 - context)[..., None])[..., 0], growth
+
+    def velocity(self, z, w, t, context):
+        return super().velocity(z, w, t, context) + t[:, None] * (z - context) @ self.turn(w).mT
+
+
 class Cubic(nn.Module):
     """dz/dt = z³ blows up at t = 1/(2 z0²)."""
 
@@ -272,7 +345,7 @@ class Drift(nn.Module):
         return u if context is None else u + (context * z).sum(-1, keepdim=True)
 
 
-SYSTEMS = [Affine, FadingAffine, Breathing, Radial, Ridges, Logistic, Sum]
+SYSTEMS = [Affine, FadingAffine, Breathing, Radial, Ridges, Logistic, Sum, AnyLinear, Rotation, Spiral]
 
 _NODES, _WEIGHTS = map(torch.tensor, np.polynomial.legendre.leggauss(48))
 

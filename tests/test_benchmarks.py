@@ -349,7 +349,10 @@ def test_marks(capsys) -> None:
     table = capsys.readouterr().out
     names = {mark.name for mark in found}
     discrete = "discrete" in script("problems").modes("rk4")[0]
-    assert names == {name for name in {**marks.WANTED, **marks.MAIN_MUST} if discrete or "discrete" not in name}
+    assert names == {
+        *(name for name in {**marks.WANTED, **marks.MAIN_MUST} if discrete or "discrete" not in name),
+        *marks.SOLENOIDAL_MUST,
+    }
     assert all(mark.size == "D64 K3 B128" and mark.value > 0 for mark in found)
     assert "rk4 inference: × faster" in table
     assert discrete or "skipped the marks for gradient='discrete'" in table

@@ -21,7 +21,11 @@ B, D, K = 5, 3, 3
 
 
 POTENTIALS = {name: functools.partial(make, D, K) for name, make in cases.POTENTIALS.items()}
-VARIANTS = ["mlp", "mlp static", "mlp tanh", "ridge", "ridge static", "quadratic", "sum", "user's"]  # with each method
+FLOWS = {name: functools.partial(make, D, K) for name, make in cases.FLOWS.items()}
+VARIANTS = [
+    *("mlp", "mlp static", "mlp tanh", "ridge", "ridge static", "quadratic", "sum", "user's"),
+    *cases.MORE_THAN_A_GRADIENT,
+]  # with each method
 mlp = POTENTIALS["mlp"]
 SELECTIONS = {
     "int": lambda: 1,
@@ -48,14 +52,14 @@ def solver(method, gradient):
     return any_solver(method, gradient, step_size=0.4, tol=1e-4)
 
 
-def gradients(net, method, gradient, k, t, *, log_density=False, kinetic_energy=False, context=None, hutchinson=False):
+def gradients(flow, method, gradient, k, t, *, log_density=False, kinetic_energy=False, context=None, hutchinson=False):
     torch.manual_seed(1)
-    flow = PotentialFlow(net, solver=solver(method, gradient), divergence="hutchinson" if hutchinson else "exact")
+    flow.solver, flow.divergence_estimator = solver(method, gradient), "hutchinson" if hutchinson else "exact"
     z0 = torch.randn(B, D, requires_grad=True)
     path = flow.solve(z0, k, t, log_density=log_density, kinetic_energy=kinetic_energy, context=context)
     outputs = [x for x in (path.z, path.log_density_change, path.kinetic_energy) if x is not None]
     loss = sum((x * torch.sin(torch.arange(x.numel()).view(x.shape))).sum() for x in outputs)
-    inputs = [z0, *net.parameters(), *leaves(k), *leaves(t), *leaves(context)]
+    inputs = [z0, *flow.parameters(), *leaves(k), *leaves(t), *leaves(context)]
     return outputs, torch.autograd.grad(loss, inputs, allow_unused=True)
 
 
@@ -64,8 +68,8 @@ def leaves(x):
     return [x] if isinstance(x, torch.Tensor) and x.requires_grad else []
 
 
-def assert_discrete_is_direct(net, method, k, t, **what):
-    found = [gradients(net, method, mode, k, t, **what) for mode in ("discrete", "direct")]
+def assert_discrete_is_direct(flow, method, k, t, **what):
+    found = [gradients(flow, method, mode, k, t, **what) for mode in ("discrete", "direct")]
     for a, b in zip(*(x[0] for x in found), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
     for a, b in zip(*(x[1] for x in found), strict=True):
@@ -77,11 +81,11 @@ def assert_discrete_is_direct(net, method, k, t, **what):
 
 
 @pytest.mark.parametrize("method", RUNGE_KUTTA)
-@pytest.mark.parametrize("potential", VARIANTS)
-def test_every_method_and_potential(method, potential):
-    net = POTENTIALS[potential]()
-    assert_discrete_is_direct(net, method, torch.tensor([2, 0, 2, 1, 0]), [0.0, 0.5, 2.0], kinetic_energy=True)
-    assert_discrete_is_direct(net, method, torch.randn(K, requires_grad=True), (2.0, 0.0), log_density=True)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_method_and_flow(method, name):
+    flow = FLOWS[name]()
+    assert_discrete_is_direct(flow, method, torch.tensor([2, 0, 2, 1, 0]), [0.0, 0.5, 2.0], kinetic_energy=True)
+    assert_discrete_is_direct(flow, method, torch.randn(K, requires_grad=True), (2.0, 0.0), log_density=True)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -90,10 +94,10 @@ def test_every_method_and_potential(method, potential):
 def test_every_selection_and_times(selection, times, method):
     if times == "per sample, differentiable" and selection == "schedule per sample":
         pytest.skip("covered by either alone")
-    for potential in ("mlp", "sum"):
-        net, k, t = POTENTIALS[potential](), SELECTIONS[selection](), TIMES[times]()
-        assert_discrete_is_direct(net, method, k, t)
-        assert_discrete_is_direct(net, method, k, t, log_density=True, kinetic_energy=True)
+    for name in ("mlp", "sum", "sum and turned mlps"):
+        flow, k, t = FLOWS[name](), SELECTIONS[selection](), TIMES[times]()
+        assert_discrete_is_direct(flow, method, k, t)
+        assert_discrete_is_direct(flow, method, k, t, log_density=True, kinetic_energy=True)
 
 
 @pytest.mark.parametrize("times", ["numbers", "shared", "own", "both ways"])
@@ -123,10 +127,10 @@ def test_kinetic_energy_backwards_against_the_exact_one(times):
 def test_context_and_hutchinson(method):
     context = torch.randn(B, 2, requires_grad=True)
     k = torch.tensor([2, 0, 2, 1, 0])
-    with_context = POTENTIALS["user's with context"]()
+    with_context = FLOWS["user's with context"]()
     assert_discrete_is_direct(with_context, method, k, (0.0, 2.0), context=context, log_density=True, hutchinson=True)
-    for potential in ("mlp", "ridge", "sum", "mlp tanh"):
-        assert_discrete_is_direct(POTENTIALS[potential](), method, k, (0.0, 2.0), log_density=True, hutchinson=True)
+    for name in ("mlp", "ridge", "sum", "mlp tanh", "mlp and skew"):
+        assert_discrete_is_direct(FLOWS[name](), method, k, (0.0, 2.0), log_density=True, hutchinson=True)
 
 
 @pytest.mark.parametrize("t", [(0.0, 2.0), [0.0, 0.7, 2.0], torch.stack([torch.zeros(B), torch.linspace(1, 2, B)])])

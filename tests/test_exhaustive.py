@@ -18,11 +18,11 @@ each_system = pytest.mark.parametrize("make", SYSTEMS, ids=lambda s: s.__name__)
 
 
 def context_for(system):
-    return 0.6 * torch.rand(B, system.net.dim) - 0.3 if system.takes_context else None
+    return 0.6 * torch.rand(B, system.model().dim) - 0.3 if system.takes_context else None
 
 
 def check_values(system, forms):
-    flow, context, z0 = PotentialFlow(system.net, solver=TIGHT), context_for(system), system.start(B)
+    flow, context, z0 = system.model(solver=TIGHT), context_for(system), system.start(B)
     for (name, (k, pieces, edges, clock)), (when, (t, rows)) in forms:
         with torch.no_grad():
             path = flow.solve(z0, k, t, log_density=True, kinetic_energy=True, context=context)
@@ -37,14 +37,14 @@ def check_values(system, forms):
 def test_values(make):
     """Each selection once, and each form of times."""
     system = make()
-    check_values(system, zip(selections(B, system.net.num_flows).items(), itertools.cycle(times(B).items())))
+    check_values(system, zip(selections(B, system.num_flows).items(), itertools.cycle(times(B).items())))
 
 
 @pytest.mark.slow
 @each_system
 def test_values_of_all_pairs(make):
     system = make()
-    check_values(system, itertools.product(selections(B, system.net.num_flows).items(), times(B).items()))
+    check_values(system, itertools.product(selections(B, system.num_flows).items(), times(B).items()))
 
 
 FORMS = ["weights", "weights of rows", "schedule", "schedule of rows, segment clock"]
@@ -61,16 +61,16 @@ QUICK = dict(zip(SYSTEMS, itertools.cycle(FORMS)))
 )
 def test_gradients_to_everything(make, form, mode):
     system = make()
-    flow = PotentialFlow(system.net, solver=tight(mode))
+    flow = system.model(solver=tight(mode))
     z0, context = system.start(B).requires_grad_(), context_for(system)
-    inputs = {"z0": z0, **{n: p for n, p in system.net.named_parameters() if p.requires_grad}}
+    inputs = {"z0": z0, **{n: p for n, p in flow.named_parameters() if p.requires_grad}}
     if context is not None:
         inputs["context"] = context.requires_grad_()
     per_sample = "rows" in form
     t, rows = times(B)["rows" if per_sample else "backward" if form == "schedule" else "list"]
     t = inputs["t"] = (rows if per_sample else torch.tensor(t)).clone().requires_grad_()
     rows = t if per_sample else t[:, None].expand(-1, B)
-    k, pieces, edges, clock = selections(B, system.net.num_flows)[form]
+    k, pieces, edges, clock = selections(B, system.num_flows)[form]
     if edges is None:
         k = inputs["w"] = k.requires_grad_()
         pieces = k.expand(1, B, -1) if k.ndim == 1 else k[None]

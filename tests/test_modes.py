@@ -21,8 +21,8 @@ RK4 = rk4()
 SOLVERS = [RK4, Solver("dopri5"), Solver("scipy_solver")]
 
 
-POTENTIALS = {name: functools.partial(cases.POTENTIALS[name], 3, 2) for name in cases.ONE_OF_EACH}
-each_potential = pytest.mark.parametrize("name", POTENTIALS)
+FLOWS = {name: functools.partial(cases.FLOWS[name], 3, 2) for name in cases.ONE_FLOW_OF_EACH}
+each_flow = pytest.mark.parametrize("name", FLOWS)
 
 
 def everything(flow, z, k=1, t=(0.0, 2.0), context=None):
@@ -37,10 +37,10 @@ def assert_all_close(got, wanted, **tolerances):
         torch.testing.assert_close(a, b, **tolerances)
 
 
-@each_potential
+@each_flow
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.method)
 def test_results_do_not_depend_on_whether_gradients_are_recorded(name, solver):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver=solver), torch.randn(4, 3)
+    flow, z = FLOWS[name](solver=solver), torch.randn(4, 3)
     recorded = everything(flow, z)
     assert recorded[0].requires_grad
     for mode in (torch.no_grad(), torch.inference_mode()):
@@ -66,10 +66,10 @@ def test_tensors_made_in_inference_mode_are_welcome_outside():
     assert (flow.net.a.weight.grad != 0).all()
 
 
-@each_potential
+@each_flow
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.method)
 def test_what_comes_out_of_unrecorded_solves_is_ordinary(name, solver):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver=solver), torch.randn(4, 3)
+    flow, z = FLOWS[name](solver=solver), torch.randn(4, 3)
     with torch.no_grad():
         found = everything(flow, z)
     assert not any(x.is_inference() for x in found)
@@ -110,10 +110,10 @@ def test_hamilton_jacobi_in_inference_mode():
         torch.testing.assert_close(pde.residual(z, 1, 0.5), wanted)
 
 
-@each_potential
+@each_flow
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.method)
 def test_autocast_does_not_reach_into_a_solve(name, solver):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver=solver), torch.randn(4, 3, requires_grad=True)
+    flow, z = FLOWS[name](solver=solver), torch.randn(4, 3, requires_grad=True)
     wanted = everything(flow, z)
     (grad,) = torch.autograd.grad(wanted[0].sum(), z)
     with torch.autocast("cpu", torch.bfloat16):
@@ -126,10 +126,10 @@ def test_autocast_does_not_reach_into_a_solve(name, solver):
     assert_all_close(quiet, wanted, rtol=1e-6, atol=1e-6)
 
 
-@each_potential
+@each_flow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_precision_of_a_solve_is_that_of_the_potential(name, dtype):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver="dopri5").to(dtype), torch.randn(4, 3)
+    flow, z = FLOWS[name](solver="dopri5").to(dtype), torch.randn(4, 3)
     found = everything(flow, z.to(dtype), torch.randn(4, 2))  # weights in another precision are cast
     assert all(x.dtype == dtype for x in found)
     for half in (torch.bfloat16, torch.float16):
@@ -172,10 +172,10 @@ COPIES = {
 }
 
 
-@each_potential
+@each_flow
 @pytest.mark.parametrize("way", COPIES)
 def test_copies_compute_the_same_and_stand_alone(name, way):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(4, 3)
+    flow, z = FLOWS[name](solver=RK4), torch.randn(4, 3)
     wanted = everything(flow, z)
     twin = COPIES[way](flow)
     assert twin.solver == flow.solver
@@ -185,9 +185,9 @@ def test_copies_compute_the_same_and_stand_alone(name, way):
     assert (everything(flow, z)[3] - wanted[3]).abs().max() > 1e-3
 
 
-@each_potential
+@each_flow
 def test_state_dict(name):
-    one, other = (PotentialFlow(POTENTIALS[name](), solver=RK4) for _ in range(2))
+    one, other = (FLOWS[name](solver=RK4) for _ in range(2))
     z = torch.randn(4, 3)
     other.load_state_dict(one.state_dict())
     assert_all_close(everything(other, z), everything(one, z), rtol=0, atol=0)

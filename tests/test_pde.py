@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import tight
+from cases import SOLENOIDAL, UsersWithContext, tight
 from torch import nn
 
 import cflow
@@ -158,3 +158,113 @@ def test_a_potential_without_t_is_refused():
             pde.residual(torch.randn(3, 2), None, 0.5)
     sum_of_both = cflow.QuadraticPotential(torch.eye(2)[None]) + cflow.MLPPotential(2)
     HamiltonJacobi(sum_of_both, force).residual(torch.randn(3, 2), None, 0.5)
+
+
+# --- with a drift -------------------------------------------------------------------------------------------
+
+
+class Carried(nn.Module):
+    """The `Explosion` in frames that turn: u_k(z, t) = u⁰_k(exp(−t A_k) z, t) solves the equation with r_k = A_k z."""
+
+    def __init__(self, turn):
+        super().__init__()
+        self.net, self.turn = Explosion(torch.randn(turn.num_flows, turn.dim)), turn
+        self.num_flows, self.dim = turn.num_flows, turn.dim
+
+    def forward(self, z, t):
+        frames = torch.linalg.matrix_exp(-t[:, None, None, None] * self.turn.skew.detach())  # (B, K, D, D)
+        y = (frames @ z[:, None, :, None])[..., 0]
+        return torch.stack([self.net(y[:, k], t)[:, k] for k in range(self.num_flows)], 1)
+
+
+class Wind(nn.Module):
+    """A drift of the user's, r(z, t) = B z + c t + context."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.b, self.c = nn.Parameter(torch.randn(dim, dim)), nn.Parameter(torch.randn(dim))
+
+    def forward(self, z, t, context=0.0):
+        return z @ self.b.mT + self.c * t[:, None] + context
+
+
+def test_a_turning_solution_with_its_drift():
+    turn = cflow.SkewLinear(3, 2)
+    net, force = Carried(turn), Constant([0.0, 0.0])
+    pde, without = HamiltonJacobi(net, force, drift=turn), HamiltonJacobi(net, force)
+    z, k = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])
+    for selection in (1, k):
+        for t in (0.7, torch.rand(5)):
+            assert pde.residual(z, selection, t).abs().max() < 1e-12
+            assert without.residual(z, selection, t).abs().max() > 1e-3
+    path = z.expand(3, 5, 3)
+    assert pde.loss(path, k, [0.0, 1.0, 2.0]) > 1e-3  # the initial condition alone
+    assert HamiltonJacobi(net, force, drift=turn, initial_weight=0.0).loss(path, k, [0.0, 1.0, 2.0]) < 1e-24
+    # the same drift as a module of the user's
+    alone = Wind(3)
+    with torch.no_grad():
+        alone.b.copy_(turn.skew[1])
+        alone.c.zero_()
+    assert HamiltonJacobi(net, force, drift=alone).residual(z, 1, 0.7).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("drift", ["turned mlps", "turned user's", "sum", "wind"])
+def test_a_drift_by_hand(drift):
+    r = Wind(3) if drift == "wind" else SOLENOIDAL[drift](3, 2)
+    net, force = cflow.MLPPotential(3, 2), cflow.MLPPotential(3, 2)
+    z, t, w = torch.randn(4, 3, requires_grad=True), torch.rand(4, requires_grad=True), torch.randn(4, 2)
+    u = (net(z, t) * w).sum(-1)
+    grad, du_dt = torch.autograd.grad(u.sum(), [z, t], create_graph=True)
+    along = r(z, t) if drift == "wind" else r(z, w, t)
+    exact = du_dt + 0.5 * grad.square().sum(-1) + (along * grad).sum(-1) + (force(z, t) * w).sum(-1).square()
+    pde = HamiltonJacobi(net, force, drift=r)
+    found = pde.residual(z, w, t)
+    torch.testing.assert_close(found, exact)
+    inputs = [z, t, *net.parameters(), *force.parameters()]
+    for a, b in zip(*(torch.autograd.grad(x.sum(), inputs, retain_graph=True) for x in (found, exact)), strict=True):
+        torch.testing.assert_close(a, b)
+    # it is given: else it could bend towards u, where u should bend towards it
+    of_drift = next(r.parameters())
+    assert torch.autograd.grad(found.sum(), of_drift, allow_unused=True)[0] is None
+    assert torch.autograd.grad(exact.sum(), of_drift)[0].any()
+    with torch.inference_mode():
+        torch.testing.assert_close(pde.residual(z.detach(), w, t.detach()), exact)
+
+
+def test_a_drift_with_a_context():
+    net, force, wind = UsersWithContext(3, 2), UsersWithContext(3, 2), Wind(3)
+    z, context = torch.randn(4, 3), torch.randn(4, 3)
+    with_wind, without = (
+        HamiltonJacobi(net, force, drift=drift).residual(z, 1, 0.5, context) for drift in (wind, None)
+    )
+    grad = PotentialFlow(net).velocity(z, 1, 0.5, context)
+    torch.testing.assert_close(with_wind - without, (wind(z, torch.full((4,), 0.5), context) * grad).sum(-1))
+
+
+def test_against_a_drift_u_may_stand_still():
+    p = torch.randn(1, 2)
+    net = PlaneWaves(p, torch.zeros(1))
+    net.time_dependent = False
+
+    class Against(nn.Module):
+        def forward(self, z, t):
+            return (-0.5 * p).expand_as(z)
+
+    pde = HamiltonJacobi(net, Constant([0.0]), drift=Against())
+    torch.testing.assert_close(pde.residual(torch.randn(4, 2), None, 0.5), torch.zeros(4))
+
+
+@pytest.mark.parametrize(
+    ("drift", "message"),
+    [
+        (lambda: torch.sin, "expected a part such as cflow.SkewLinear, or a module .* got builtin"),
+        (lambda: cflow.SkewLinear(2, 2), "has dim=2, but the potential dim=3"),
+        (lambda: cflow.SkewLinear(3), "has num_flows=1, but the potential num_flows=2"),
+        (lambda: Constant([0.0]), r"Constant\(z, t\) must return a tensor \(B, D\) = \(4, 3\), got \(4, 1\)"),
+    ],
+)
+def test_what_is_no_drift_is_refused(drift, message):
+    with pytest.raises((cflow.ArgumentError, cflow.ArgumentTypeError), match=f"^drift: {message}"):
+        HamiltonJacobi(cflow.MLPPotential(3, 2), cflow.MLPPotential(3, 2), drift=drift()).residual(
+            torch.randn(4, 3), 1, 0.5
+        )

@@ -17,15 +17,15 @@ B, D, K = 4, 3, 2
 RK4 = rk4(step_size=0.5)
 
 
-POTENTIALS = {name: functools.partial(cases.POTENTIALS[name], D, K) for name in [*cases.ONE_OF_EACH, "sum"]}
-each_potential = pytest.mark.parametrize("name", POTENTIALS)
+FLOWS = {name: functools.partial(cases.FLOWS[name], D, K) for name in [*cases.ONE_FLOW_OF_EACH, "sum"]}
+each_flow = pytest.mark.parametrize("name", FLOWS)
 SELECTIONS = {"int": 1, "each": torch.tensor([0, 1, 1, 0]), "weights": torch.tensor([0.4, -1.0], dtype=torch.float64)}
 
 
-@each_potential
+@each_flow
 @pytest.mark.parametrize("k", SELECTIONS.values(), ids=SELECTIONS)
 def test_vmap_over_an_ensemble(name, k):
-    flows = [PotentialFlow(POTENTIALS[name](), solver=RK4) for _ in range(3)]
+    flows = [FLOWS[name](solver=RK4) for _ in range(3)]
     parameters, buffers = torch.func.stack_module_state(flows)
     z = torch.randn(B, D)
 
@@ -36,9 +36,9 @@ def test_vmap_over_an_ensemble(name, k):
     torch.testing.assert_close(found, torch.stack([flow(z, k, (0.0, 1.0)) for flow in flows]))
 
 
-@each_potential
+@each_flow
 def test_gradients_of_each_sample(name):
-    flow, z, k = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(B, D), torch.tensor([0, 1, 1, 0])
+    flow, z, k = FLOWS[name](solver=RK4), torch.randn(B, D), torch.tensor([0, 1, 1, 0])
     parameters = dict(flow.named_parameters())
 
     def loss(p, z, k):
@@ -51,10 +51,10 @@ def test_gradients_of_each_sample(name):
             torch.testing.assert_close(found[name_][i], exact)
 
 
-@each_potential
+@each_flow
 @pytest.mark.parametrize("jacobian", [torch.func.jacrev, torch.func.jacfwd])
 def test_jacobians_of_a_solve(name, jacobian):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(D)
+    flow, z = FLOWS[name](solver=RK4), torch.randn(D)
 
     def end(z):
         return flow(z[None], 1, (0.0, 1.0))[0]
@@ -65,9 +65,9 @@ def test_jacobians_of_a_solve(name, jacobian):
     torch.testing.assert_close(half[0], found)
 
 
-@each_potential
+@each_flow
 def test_log_densities_under_torch_func(name):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4), torch.randn(B, D)
+    flow, z = FLOWS[name](solver=RK4), torch.randn(B, D)
 
     def change(z):
         return flow.solve(z[None], 0, (0.0, 1.0), log_density=True).log_density_change[-1, 0]
@@ -92,9 +92,9 @@ def test_hutchinson_under_torch_func():
     torch.testing.assert_close(found, torch.full((B,), -D * (D + 1) / 2))
 
 
-@pytest.mark.parametrize("name", [name for name in POTENTIALS if name in cases.OURS])
+@pytest.mark.parametrize("name", [name for name in FLOWS if name in cases.CLOSED_FLOWS])
 def test_export(name):
-    flow, z = PotentialFlow(POTENTIALS[name](), solver=RK4).eval(), torch.randn(B, D)
+    flow, z = FLOWS[name](solver=RK4).eval(), torch.randn(B, D)
 
     class Model(nn.Module):
         def __init__(self):
@@ -129,7 +129,7 @@ def test_what_cannot_be_transformed_says_so():
 )
 @pytest.mark.filterwarnings("ignore")  # of Dynamo, about what it leaves to the interpreter
 def test_compiling_a_model_around_a_flow(name, solver):
-    flow, layer, z = PotentialFlow(POTENTIALS[name](), solver=solver), nn.Linear(D, D), torch.randn(B, D)
+    flow, layer, z = FLOWS[name](solver=solver), nn.Linear(D, D), torch.randn(B, D)
 
     def model(z):
         return flow(layer(z), 1, (0.0, 1.0)).square().sum()

@@ -555,10 +555,10 @@ BAD = {
     "decoder: expected an nn.Module, got the class Linear": lambda v: FlowVAE(v.encoder, nn.Linear, v.flow),
     "path_kl_weight: expected": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, path_kl_weight="1"),
     "prior: expected an nn.Module": lambda v: FlowVAE(v.encoder, v.decoder, v.flow, prior=Normal(0.0, 1.0)),
-    "prior: has dim = 5, but the flow's potential 2": lambda v: FlowVAE(
+    "prior: has dim = 5, but the flow 2": lambda v: FlowVAE(
         v.encoder, v.decoder, v.flow, prior=cflow.DiffusionPrior(5, 2)
     ),
-    "prior: has num_flows = 1, but the flow's potential 2": lambda v: FlowVAE(
+    "prior: has num_flows = 1, but the flow 2": lambda v: FlowVAE(
         v.encoder, v.decoder, v.flow, prior=cflow.DiffusionPrior(DIM, 1)
     ),
     "prior: path_kl_weight is not 0": lambda v: annealed(v, "path_kl_weight"),

@@ -214,8 +214,8 @@ def density(distribution: Distribution, *, extent: Extent = 3.0, num: int = 121,
 
 
 def _check_flow(flow: PotentialFlow) -> None:
-    dim = getattr(flow.net, "dim", 2)
-    if dim != 2:
+    dim = flow.declared("dim")
+    if dim not in (None, 2):
         raise ArgumentError(f"flow: only two latent dimensions can be drawn in a plane, got D = {dim}")
 
 

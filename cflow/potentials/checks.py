@@ -20,7 +20,7 @@ _KINKED = (
 )  # fmt: skip
 
 
-def check_module(net: object) -> None:
+def check_module(net: object, name: str = "potential") -> None:
     """Refuse what is no module; warn about activations with kinks in a user's potential: its velocity jumps there.
 
     Raises:
@@ -28,13 +28,13 @@ def check_module(net: object) -> None:
     """
     if not isinstance(net, nn.Module):
         raise ArgumentTypeError(
-            f"potential: expected an nn.Module net(z (B, D), t (B,)) -> (B, K), got {type(net).__name__}; "
+            f"{name}: expected an nn.Module net(z (B, D), t (B,)) -> (B, K), got {type(net).__name__}; "
             "wrap a function in a module"
         )
     kinked = sorted({type(m).__name__ for m in net.modules() if isinstance(m, _KINKED)})
     if kinked:
         warnings.warn(
-            f"potential: {', '.join(kinked)} in {type(net).__name__}: the velocity ∇u jumps at its kinks and the "
+            f"{name}: {', '.join(kinked)} in {type(net).__name__}: the velocity ∇u jumps at its kinks and the "
             "divergence misses them; use a smooth activation (Tanh, Softplus, SiLU, GELU)",
             stacklevel=3,
         )

@@ -27,7 +27,8 @@ class Mixture:
 
     Attributes:
         weights: mixture weights (K,) or (R, K); None where each row follows one flow.
-        flows: ascending flows: the rows are len(flows) equal blocks, one a flow. Empty under weights.
+        flows: ascending flows. Without weights the rows are len(flows) equal blocks, one a flow. The weights are of
+            these; none: of all.
         row_times: whether every row has a time of its own.
     """
 
@@ -38,7 +39,7 @@ class Mixture:
     @property
     def blocks(self) -> int:
         """Blocks of rows; 1 under weights and for a single flow."""
-        return max(len(self.flows), 1)
+        return len(self.flows) or 1 if self.weights is None else 1
 
     def stack(self, x: Tensor) -> Tensor:
         """The entries (G, …) of flows that take part, out of (K, …)."""

@@ -73,6 +73,14 @@ class LinearForm(ClosedForm):
         self.blocks = mixture.blocks
         self.tensors = (s, b) if w is None else (s, b, w)
         self.num_main, self.width = len(self.tensors), s.shape[-1]
+        self.prepare()
+
+    def prepare(self) -> None:
+        s, b, *w = self.tensors
+        self.stacked = s.reshape(-1, s.shape[-1])
+        self.shift = w[0] @ b[:, 0] if w else b
+        self.weighted = len(w) > 0
+        self.factors = w[0].unsqueeze(-1) if w else b
 
     def embed(self, t: Tensor) -> Tensors:
         return ()
@@ -84,16 +92,19 @@ class LinearForm(ClosedForm):
         return (z,)
 
     def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
-        s, b, *w = self.tensors
         z = activations[0]
-        if w:
-            return _mix(z, s, w[0]) + w[0] @ b[:, 0]
-        return torch.baddbmm(b, rows(z, self.blocks), s).view(-1, s.shape[-1])
+        if self.weighted:
+            return torch.addmm(self.shift, (self.factors * z.unsqueeze(1)).flatten(1), self.stacked)
+        s = self.tensors[0]
+        return torch.baddbmm(self.shift, rows(z, self.blocks), s).view(-1, s.shape[-1])
+
+    def evaluate(self, z: Tensor, time: Tensors) -> Tensor:
+        return self.velocity_of((z,), inplace=True)
 
     def vjp(self, activations: Tensors, cotangent: Tensor) -> tuple[Tensor, Tensors]:
         s, _, *w = self.tensors
         if w:
-            return _mix(cotangent, s.mT, w[0]), ()
+            return _weighted(cotangent, w[0]) @ s.mT.reshape(self.stacked.shape), ()
         return torch.bmm(rows(cotangent, self.blocks), s.mT).view(-1, s.shape[-1]), ()
 
     def vjp_parameters(self, states: States, totals: Tensors | None = None) -> tuple[Tensors, Tensors]:
@@ -116,11 +127,6 @@ class LinearForm(ClosedForm):
 
     def laplacian(self, activations: Tensors, factors: Tensors) -> Tensor:
         return factors[0].repeat_interleave(len(activations[0]) // len(factors[0]))
-
-
-def _mix(z: Tensor, s: Tensor, w: Tensor) -> Tensor:
-    """Σ_k w_k z S_k."""
-    return _weighted(z, w) @ s.reshape(-1, s.shape[-1])
 
 
 def _weighted(z: Tensor, w: Tensor) -> Tensor:

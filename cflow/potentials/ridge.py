@@ -96,7 +96,7 @@ class RidgeForm(StackedForm):
         if mixture.flows:
             w, _ = self.layer(mixture, hidden, w, b)
         factors = w.new_ones(mixture.blocks, 1, 1) if factors is None else factors
-        self.mixture = Mixture(None, mixture.flows)
+        self.mixture = Mixture(None, mixture.flows)  # without weights, which are a tensor of the field
         super().__init__(mixture, (w, factors, *rest), 2, hidden)
         self.row_times &= time is not None
 
@@ -108,7 +108,7 @@ class RidgeForm(StackedForm):
     def _embedded(self, t: Tensor) -> Tensors:
         """a and b: (G, 1, H) at a time (), (n, G, 1, H) at shared times (n,), (n, G, R or R/G, H) at times of rows."""
         changes = _changes(t, self.time).view(*t.shape, 2, self.num_flows, self.hidden).unbind(-3)
-        da, db = (_of_flows(x, self.mixture) for x in changes)
+        da, db = (_of_flows(x, self.mixture, self.blocks) for x in changes)
         return self.a + da, self.b + db
 
     def embed(self, t: Tensor) -> Tensors:
@@ -125,7 +125,7 @@ class RidgeForm(StackedForm):
         a, b = time
         if self.row_times:
             return sigmoid(2 * (self.first_linear(z, 1) + b), inplace=inplace), a
-        return sigmoid(self.first(z, b if self.blocks > 1 else b.view(-1), 2), inplace=inplace), a
+        return sigmoid(self.first(z, b if self.blocks > 1 else b.flatten(), 2), inplace=inplace), a
 
     def velocity_of(self, activations: Tensors, *, inplace: bool) -> Tensor:
         s, a = activations
@@ -138,7 +138,7 @@ class RidgeForm(StackedForm):
         a, b = time
         if self.row_times:
             return super().evaluate(z, time)
-        r, s = self.first_sigmoid(z, b if self.blocks > 1 else b.view(-1))
+        r, s = self.first_sigmoid(z, b if self.blocks > 1 else b.flatten())
         c = self.factors * a
         torch.addcmul(c, c, s, value=-2, out=s)
         return self.last_of(r).neg_()
@@ -173,12 +173,12 @@ class RidgeForm(StackedForm):
         return self.of_rows(self.factors * sigmoid_vjp(a * factors[0], s).sum(-1, keepdim=True))
 
 
-def _of_flows(x: Tensor, mixture: Mixture) -> Tensor:
+def _of_flows(x: Tensor, mixture: Mixture, blocks: int) -> Tensor:
     """(G, 1, H) of x (K, H); (n, G, 1 or R or R/G, H) of x (n, [R,] K, H)."""
     if x.ndim == 2:
         return mixture.stack(x.unsqueeze(1))
-    if x.ndim == 4 and mixture.blocks > 1:
-        blocks = x.unflatten(1, (mixture.blocks, -1))  # type: ignore[no-untyped-call]
-        return torch.stack([blocks[:, g, :, k] for g, k in enumerate(mixture.flows)], 1)
+    if x.ndim == 4 and blocks > 1:
+        rows = x.unflatten(1, (blocks, -1))  # type: ignore[no-untyped-call]
+        return torch.stack([rows[:, g, :, k] for g, k in enumerate(mixture.flows)], 1)
     x = x.unsqueeze(2) if x.ndim == 3 else x.transpose(1, 2)
     return mixture.stack(x.transpose(0, 1)).transpose(0, 1) if mixture.flows else x

@@ -35,9 +35,9 @@ class StackedForm(ClosedForm):
 
     @staticmethod
     def layer(mixture: Mixture, hidden: int, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        """Of weights (K·H, D) and bias (K·H,) those of the flows that rows follow one by one, as `first` wants them."""
+        """Of weights (K·H, D) and bias (K·H,) those of the flows that take part, as `first` wants them."""
         w, b = mixture.stack(w.view(-1, hidden, w.shape[1])), mixture.stack(b.view(-1, 1, hidden))
-        return (w, b) if mixture.blocks > 1 else (w[0], b[0, 0])
+        return (w, b) if mixture.blocks > 1 else (w.flatten(0, 1), b.flatten())
 
     def prepare(self) -> None:
         self.w = self.tensors[0]
