@@ -217,6 +217,14 @@ def test_without_a_terminal_a_line_comes_at_least_every_few_seconds(tmp_path, mo
     assert all(re.search(r"loss -?\d", line) for line in lines[1:])
 
 
+def test_a_long_test_says_how_far_it_is(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress.FitProgress, "LINE", 0.0)
+    data = SequenceDataModule(test_samples=20, batch_size=8, num_frames=3)
+    test = trainer(tmp_path, callbacks=[progress.FitProgress()], enable_progress_bar=True)
+    test.test(FlowVAEModule(**SMALL), data, verbose=False)
+    assert capsys.readouterr().out.splitlines() == [f"testing, batch {n} of 3" for n in (1, 2, 3)]
+
+
 @pytest.mark.parametrize(("rows", "columns", "bar"), [(24, 80, True), (0, 0, False), (24, 0, False), (24, 20, False)])
 def test_bars_need_a_terminal_with_rows_and_columns(rows, columns, bar) -> None:
     theirs = pty.openpty()[1]

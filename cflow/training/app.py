@@ -190,6 +190,9 @@ class CflowCLI(LightningCLI):
         plugins = plugins if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, WholeFiles()]
+        bar = progress.FitProgress()
+        if section["enable_progress_bar"] is not False:
+            self.trainer_defaults["callbacks"] = [bar]
         if self.subcommand != "fit" or section["fast_dev_run"]:
             kwargs.setdefault("logger", False)
             self.save_config_callback = None
@@ -201,8 +204,7 @@ class CflowCLI(LightningCLI):
         # Other processes of the same fit get the folder of the first one, by broadcast.
         self.run = runs.claim_run(root, name) if is_first_process() else root / name / "version_0"
         self.save_config_kwargs = {"folder": self.run}
-        if section["enable_progress_bar"] is not False:
-            self.trainer_defaults["callbacks"] = [progress.FitProgress(results.short(self.run))]
+        bar.where = results.short(self.run)
         if section["logger"] in (None, True):
             kwargs["logger"] = TensorBoardLogger(root, name=name, version=self.run.name)
         if section["enable_checkpointing"] is not False:

@@ -70,6 +70,25 @@ class FitProgress(ProgressBar):
         if self._enabled and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._say(trainer, pl_module)
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A test says nothing unless it is long."""
+        self._said = time.monotonic()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say how far a long test is."""
+        now = time.monotonic()
+        if self._enabled and now - self._said > self.LINE:
+            self._said = now
+            print(f"testing, batch {batch_idx + 1} of {trainer.num_test_batches[dataloader_idx]}", flush=True)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the bar as it is."""
         self._close(trainer, pl_module)
