@@ -35,4 +35,4 @@ def test_commands_name_what_the_project_has():
 def test_links_and_length():
     assert TEXT.count("\n") <= 175
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        assert target.startswith("https://") or (ROOT / target.split("#")[0]).exists(), target
