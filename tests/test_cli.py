@@ -267,7 +267,7 @@ def test_print_config_help_and_version(capsys) -> None:
     for words in ([], ["--help"], ["-h"]):
         assert cli.main(words) == 0
         said = capsys.readouterr().out
-        assert "|".join(presets.preset_names()) in said
+        assert ", ".join(presets.preset_names()) in said
         assert all(f"\n  {command} " in said for command in cli.COMMANDS)
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--print_config"])

@@ -134,6 +134,16 @@ def test_a_full_disk_leaves_what_was_there(after, tmp_path, monkeypatch, capsys)
     assert all(cflow.load(path).flow.num_flows == 3 for path in left)
 
 
+def test_a_disk_that_became_read_only_is_named_by_the_file(tmp_path, monkeypatch) -> None:
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(cflow.DataError, match=r"/best\.ckpt: cannot be written \(Read-only file system\)"):
+        files.write(tmp_path / "best.ckpt", b"weights")
+
+
 def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path) -> None:
     words = [sys.executable, "-m", "cflow.training.cli", "fit", *TINY, "--trainer.max_steps", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

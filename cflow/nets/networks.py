@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
@@ -191,7 +192,7 @@ class PaperDecoder(Decoder):
         super().__init__(body, image_shape, likelihood)
 
 
-class SequenceEncoder(nn.Module):
+class SequenceEncoder(nn.Module, ABC):
     """Logits of q(k|x) from the first frame of a sequence and how the later ones differ from it.
 
     A frame that is missing differs in nothing, and is flagged.
@@ -210,6 +211,7 @@ class SequenceEncoder(nn.Module):
         self.num_frames = positive_int("num_frames", num_frames)
         self.num_flows = positive_int("num_flows", num_flows)
 
+    @abstractmethod
     def logits(self, first: Tensor, change: Tensor, missing: Tensor) -> Tensor:
         """Logits (B, K).
 
@@ -218,7 +220,6 @@ class SequenceEncoder(nn.Module):
             change: of the frames 1..T, against the first, (B, T, C, H, W).
             missing: which of those are missing, (B, T), as 0 and 1.
         """
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of sequences x (B, T+1, C, H, W), or (B, T+1, C+1, H, W): a last channel of 1 where missing.

@@ -34,12 +34,12 @@ Potential flows in latent spaces: train, measure and look at them.
 
 {commands}
 
-  cflow fit --config {presets}   a preset, or a configuration file of your own
-  cflow test --ckpt_path last                     the newest run; or a checkpoint, or a run's folder
-  cflow fit --ckpt_path last --trainer.max_steps 20000      go on with it
-
-  cflow COMMAND --help        its options
-  cflow fit --print_config    all of them with their values, as a configuration file
+  cflow fit --config NAME        a preset ({presets}), or a configuration file of your own
+  cflow test --ckpt_path last    the newest run; or a checkpoint, or a run's folder
+  cflow fit --ckpt_path last --trainer.max_steps 20000
+                                 go on with it
+  cflow COMMAND --help           the options of a command
+  cflow fit --print_config       all of them with their values, as a configuration file
   cflow --version
 """
 
@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if not given or given[0] in ("-h", "--help"):
         lines = (f"  {name:<10}{what}" for name, what in COMMANDS.items())
-        print(HELP.format(commands="\n".join(lines), presets="|".join(preset_names())), end="")
+        print(HELP.format(commands="\n".join(lines), presets=", ".join(preset_names())), end="")
         return 0
     try:
         if given[0].startswith("--print_config"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -22,10 +23,11 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that became read-only refuses this too
+            partial.unlink()
         if isinstance(error, OSError):
             raise DataError(
-                f"{path}: cannot be written ({error.strerror}); the files written before are whole. Make room, then go "
+                f"{path}: cannot be written ({error.strerror}); what was written before is whole. Mend it, then go "
                 "on with --ckpt_path"
             ) from None
         raise

@@ -150,7 +150,13 @@ def describe(trainer: Trainer, module: Any) -> str:
     if trainer.world_size > 1:
         device = f"{trainer.world_size} × {device}"
     steps, wanted = trainer.global_step, wanted_steps(trainer)
-    span = f"steps {steps} to {wanted}" if steps and wanted else f"{wanted} steps" if wanted else "without a last step"
+    span = (
+        f"steps {steps:,} to {wanted:,}"
+        if steps and wanted
+        else f"{wanted:,} steps"
+        if wanted
+        else "without a last step"
+    )
     names, things = ", ".join(data.source.names), len(data.source.split("train"))
     return (
         f"{names} of {things:,} {type(data.source).__name__}: {config.potential} potentials, D={config.latent_dim}, "
