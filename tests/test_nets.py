@@ -53,6 +53,22 @@ def test_potentials_by_name(potential):
         assert PotentialFlow(u, solver="dopri5")(torch.randn(3, 4), 1, (0.0, 1.0)).shape == (3, 4)
 
 
+@pytest.mark.parametrize("name", ["skew", "ridge", "mlp", "skew+ridge"])
+def test_solenoidal_parts_by_name(name):
+    weights = {"path_kl_weight": 1.0, "pde_weight": 0.1}
+    vae = nets.build_vae(
+        image_shape=(1, 4, 4), latent_dim=4, width=8, num_flows=2, potential="quadratic", solenoidal=name, **weights
+    )
+    z = torch.randn(6, 4)
+    J = torch.func.vmap(torch.func.jacrev(lambda z: vae.flow.velocity(z[None], 1, 0.5, part="solenoidal")[0]))(z)
+    assert J.diagonal(dim1=1, dim2=2).sum(1).abs().max() < 1e-6
+    vae.elbo(torch.rand(6, 3, 1, 4, 4), torch.tensor([0, 1, 1, 0, 1, 0])).loss.backward()
+    assert all(p.grad.abs().max() > 0 for p in vae.flow.solenoidal.parameters())
+    assert nets.build_solenoidal("none", 4, 2) is None
+    with pytest.raises(cflow.ArgumentError, match=r"solenoidal: expected none, skew, ridge, mlp or a sum .* 'curl'"):
+        nets.build_solenoidal("curl", 4, 2)
+
+
 def test_the_learned_scale_is_calibrated():
     decoder = nets.MLPDecoder((1, 4, 4), 2, width=8)
     z, x = torch.zeros(64, 2), 0.5 + 0.2 * torch.randn(64, 1, 4, 4)

@@ -1,6 +1,6 @@
 """Networks for images: encoders and decoders that return distributions, and whole models from plain values."""
 
-from .build import NETWORKS, POTENTIALS, ModelConfig, build_potential, build_vae
+from .build import NETWORKS, POTENTIALS, ModelConfig, build_potential, build_solenoidal, build_vae
 from .networks import (
     ConvDecoder,
     ConvSequenceEncoder,
@@ -35,5 +35,6 @@ __all__ = [
     "PaperEncoder",
     "SequenceEncoder",
     "build_potential",
+    "build_solenoidal",
     "build_vae",
 ]

@@ -15,6 +15,7 @@ from ..fields import Divergence
 from ..flow import PotentialFlow
 from ..pde import HamiltonJacobi
 from ..potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
+from ..solenoidal import SkewLinear, Solenoidal, SolenoidalPart
 from ..solve import Solver
 from ..solve.solver import GradientMode
 from ..vae import FlowVAE
@@ -53,6 +54,40 @@ def build_potential(
     return SumPotential(*terms) if len(terms) > 1 else terms[0]
 
 
+def build_solenoidal(
+    name: str, dim: int, num_flows: int, *, hidden: int = 128, time_dependent: bool = True
+) -> SolenoidalPart | None:
+    """A divergence-free part by name: "skew" is a `SkewLinear`, "ridge" and "mlp" a `Solenoidal` of such a potential.
+
+    Sums are written "skew+ridge"; "none" is None.
+
+    Raises:
+        ArgumentError: an unknown name, or a size that is no int ≥ 1.
+
+    Example:
+        >>> build_solenoidal("skew", dim=4, num_flows=3).num_flows
+        3
+    """
+    if name == "none":
+        return None
+
+    def turned(psi: str) -> SolenoidalPart:
+        return Solenoidal(build_potential(psi, dim, num_flows, hidden=hidden, time_dependent=time_dependent))
+
+    makers: dict[str, Callable[[], SolenoidalPart]] = {
+        "skew": lambda: SkewLinear(dim, num_flows),
+        "ridge": lambda: turned("ridge"),
+        "mlp": lambda: turned("mlp"),
+    }
+    names = name.split("+") if isinstance(name, str) else [""]
+    if not set(names) <= set(makers):
+        raise ArgumentError(
+            f"solenoidal: expected none, {', '.join(makers)} or a sum such as 'skew+ridge', got {name!r}"
+        )
+    first, *others = [makers[term]() for term in names]
+    return sum(others, first)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """A whole `FlowVAE` in plain values: what a checkpoint stores and the command line calls ``--model.…``.
@@ -64,6 +99,7 @@ class ModelConfig:
         width: units of the hidden layers of "mlp" and "conv".
         num_flows: number K of flows, one a transformation of the data.
         potential: potential of every flow: quadratic, ridge, mlp, or a sum such as quadratic+ridge.
+        solenoidal: divergence-free part beside the gradient: none, skew, ridge, mlp, or a sum such as skew+ridge.
         potential_hidden: ridge functions a flow, where there are any.
         time_dependent: whether ridge and mlp potentials see the time.
         likelihood: likelihood of the pixels.
@@ -91,6 +127,7 @@ class ModelConfig:
     width: int = 512
     num_flows: int = 3
     potential: str = "ridge"
+    solenoidal: str = "none"
     potential_hidden: int = 128
     time_dependent: bool = True
     likelihood: net.Likelihood = "gaussian"
@@ -115,19 +152,15 @@ class ModelConfig:
             ArgumentError: a value that does not go with the others.
         """
         encoder, decoder = _networks(self)
-        u = build_potential(
-            self.potential,
-            self.latent_dim,
-            self.num_flows,
-            hidden=self.potential_hidden,
-            time_dependent=self.time_dependent,
-        )
+        dim, flows, hidden, in_time = self.latent_dim, self.num_flows, self.potential_hidden, self.time_dependent
+        u = build_potential(self.potential, dim, flows, hidden=hidden, time_dependent=in_time)
+        r = build_solenoidal(self.solenoidal, dim, flows, hidden=hidden, time_dependent=in_time)
         solver = Solver(self.solver, step_size=self.step_size, rtol=self.rtol, atol=self.atol, gradient=self.gradient)
         return FlowVAE(
             encoder,
             decoder,
-            PotentialFlow(u, solver=solver, divergence=self.divergence),
-            pde=HamiltonJacobi(u, MLPPotential(self.latent_dim, self.num_flows)) if self.pde_weight else None,
+            PotentialFlow(u, solenoidal=r, solver=solver, divergence=self.divergence),
+            pde=HamiltonJacobi(u, MLPPotential(dim, flows), drift=r) if self.pde_weight else None,
             kl_weight=self.kl_weight,
             path_kl_weight=self.path_kl_weight,
             pde_weight=self.pde_weight,
