@@ -109,9 +109,9 @@ def test_a_training_step_weights_its_random_frames(tmp_path, monkeypatch) -> Non
     module, data, seen = FlowVAEModule(**SMALL, frames_per_step=2), SequenceDataModule(num_frames=5), []
     elbo = module.vae.elbo
 
-    def recorded(x, k=None, t=None, mask=None, context=None):
+    def recorded(x, k=None, t=None, mask=None, **more):
         seen.append((x, k, t, mask))
-        return elbo(x, k, t, mask, context)
+        return elbo(x, k, t, mask, **more)
 
     monkeypatch.setattr(module.vae, "elbo", recorded)
     trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)

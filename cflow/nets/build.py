@@ -13,6 +13,7 @@ from ..checks import positive_int
 from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from ..fields import Divergence
 from ..flow import PotentialFlow
+from ..inference import Inference, ResponsibilityFrames
 from ..pde import HamiltonJacobi
 from ..potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
 from ..solenoidal import SkewLinear, Solenoidal, SolenoidalPart
@@ -24,6 +25,7 @@ from . import networks as net
 POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
 Network = Literal["mlp", "conv", "paper"]
 NETWORKS = get_args(Network)
+Supervision = Literal["full", "weak"]
 
 
 def build_potential(
@@ -112,13 +114,20 @@ class ModelConfig:
         kl_weight: weight of KL(q(z_0|x_0) ‖ p(z_0)).
         path_kl_weight: weight of the KL terms along the path; 0 leaves them out.
         pde_weight: weight of the Hamilton-Jacobi residual; 0 leaves it out.
+        supervision: "full": flows are given. "weak": they are inferred from sequences, by a sequence encoder q(k|x).
+        inference: how, under weak supervision, see `FlowVAE`; None is "marginal".
+        responsibility_frames: under weak supervision, see `FlowVAE`; "decoded" takes half the time.
+        num_frames: frames T+1 of the sequences that q(k|x) sees.
 
     Raises:
-        ArgumentError: a size that is no int ≥ 1.
+        ArgumentError: a size that is no int ≥ 1, or an inference where flows are given.
 
     Example:
         >>> ModelConfig(latent_dim=8, width=32).build().sample(2, 0, t=[0, 1]).shape
         torch.Size([2, 2, 3, 28, 28])
+        >>> weak = ModelConfig(latent_dim=8, width=32, supervision="weak").build()
+        >>> weak.infer_flow(torch.rand(2, 9, 3, 28, 28)).shape
+        torch.Size([2, 3])
     """
 
     network: Network = "mlp"
@@ -140,10 +149,26 @@ class ModelConfig:
     kl_weight: float = 1.0
     path_kl_weight: float = 0.0
     pde_weight: float = 0.0
+    supervision: Supervision = "full"
+    inference: Inference | None = None
+    responsibility_frames: ResponsibilityFrames = "all"
+    num_frames: int = 9
 
     def __post_init__(self) -> None:
-        for name in ("latent_dim", "width", "num_flows", "potential_hidden"):
+        for name in ("latent_dim", "width", "num_flows", "potential_hidden", "num_frames"):
             positive_int(name, getattr(self, name))
+        if self.supervision not in get_args(Supervision):
+            raise ArgumentError(f"supervision: expected 'full' or 'weak', got {self.supervision!r}")
+        if self.inference is not None and not self.weak:
+            raise ArgumentError(
+                f"inference: {self.inference!r} infers flows, but supervision='full' has them given; set "
+                "supervision='weak', or leave inference out"
+            )
+
+    @property
+    def weak(self) -> bool:
+        """Whether flows are inferred from sequences."""
+        return self.supervision == "weak"
 
     def build(self) -> FlowVAE:
         """The model, with fresh weights.
@@ -164,6 +189,9 @@ class ModelConfig:
             kl_weight=self.kl_weight,
             path_kl_weight=self.path_kl_weight,
             pde_weight=self.pde_weight,
+            flow_posterior=_sequence_encoder(self) if self.weak else None,
+            inference=(self.inference or "marginal") if self.weak else None,
+            responsibility_frames=self.responsibility_frames,
         )
 
 
@@ -197,3 +225,8 @@ def _networks(config: ModelConfig) -> tuple[net.Encoder, net.Decoder]:
         case "paper":
             return net.PaperEncoder(shape, latent_dim), net.PaperDecoder(shape, latent_dim, config.likelihood)
     raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {config.network!r}")
+
+
+def _sequence_encoder(config: ModelConfig) -> net.SequenceEncoder:
+    make = net.ConvSequenceEncoder if config.network == "paper" else net.MLPSequenceEncoder
+    return make(net.checked_shape(config.image_shape), config.num_frames, config.num_flows)

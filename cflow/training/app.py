@@ -126,7 +126,8 @@ class CflowCLI(LightningCLI):
         """Add the options of the model and the data first: they are what the help begins with."""
         parser.add_lightning_class_args(FlowVAEModule, "model")
         parser.add_lightning_class_args(SequenceDataModule, "data")
-        parser.link_arguments("data.image_shape", "model.image_shape", apply_on="instantiate")
+        for name in ("image_shape", "num_frames"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(FlowTrainer, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -156,7 +157,8 @@ class CflowCLI(LightningCLI):
         if command == "fit" and not names and checkpoint is None:
             names = [presets.DEFAULT]
         for preset in filter(presets.is_preset, names):
-            wanted.set_defaults(read_config(presets.config_file(preset), wanted.options()))
+            for file in presets.layers(preset):
+                wanted.set_defaults(read_config(file, wanted.options()))
         self.config_name = name = Path(names[-1]).stem if names else None
         if checkpoint is not None:
             root = Path(last(words, "--trainer.default_root_dir") or DEFAULT_ROOT)

@@ -20,12 +20,21 @@ from ..data import Sequences
 
 
 class Batch(NamedTuple):
-    """What is stored of B things (B, …), their transformations (B,), times and weights of their frames (B, m+1)."""
+    """B things, each under one transformation.
+
+    Attributes:
+        stored: what is stored of them, (B, …).
+        k: their transformations (B,), of which the frames are made.
+        t: times of the frames, (T+1,), or (B, m+1) where only those are made that are decoded.
+        mask: how often each frame counts; None where every frame counts once.
+        labels: k where the model is told, −1 where it is not, (B,); None where it is never told, or always.
+    """
 
     stored: Tensor
     k: Tensor
     t: Tensor
     mask: Tensor | None
+    labels: Tensor | None = None
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
@@ -76,10 +85,23 @@ class Drawn(Dataset[Batch]):
         frames_per_step: frames decoded of each, see `draw_frames`.
         seed: of the draws.
         rank: number of this process.
+        whole: whether all frames are made, for a model that infers k from them, and the others only weigh 0.
+        labelled: part of the things that have a label: under any transformation the model is told which one it is.
     """
 
-    def __init__(self, source: Sequences, frames_per_step: int, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self,
+        source: Sequences,
+        frames_per_step: int,
+        seed: int,
+        rank: int = 0,
+        *,
+        whole: bool = False,
+        labelled: float = 0.0,
+    ) -> None:
         self.source, self.frames_per_step, self.seed, self.rank = source, frames_per_step, seed, rank
+        self.whole = whole
+        self.has_label = choose_labelled(len(source), labelled, seed) if labelled else None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -89,8 +111,9 @@ class Drawn(Dataset[Batch]):
         index = torch.tensor([thing for _, thing in chosen])
         draws = generator(self.seed, chosen[0][0], self.rank, 1)
         k = torch.randint(len(self.source.names), (len(index),), generator=draws)
-        t, mask = draw_frames(self.source.times, len(index), self.frames_per_step, draws)
-        return Batch(self.source.read(index, k, t), k, t, mask)
+        t, mask = draw_frames(self.source.times, len(index), self.frames_per_step, draws, whole=self.whole)
+        labels = None if self.has_label is None else torch.where(self.has_label[index], k, -1)
+        return Batch(self.source.read(index, k, t), k, t, mask, labels)
 
 
 class Whole(Dataset[Batch]):
@@ -115,18 +138,29 @@ def seen(trainer: Any) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
 
-def generator(*numbers: int) -> torch.Generator:
+def generator(*numbers: int | str) -> torch.Generator:
     """A generator whose numbers follow from some others: a seed, and what they are drawn for."""
     return torch.Generator().manual_seed(mixed(*numbers))
 
 
-def mixed(*numbers: int) -> int:
+def mixed(*numbers: int | str) -> int:
     """One seed in [0, 2^32) out of several numbers; neighbours give unrelated ones."""
     return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest())
 
 
+def choose_labelled(count: int, part: float, seed: int) -> Tensor:
+    """Which of `count` things have a label, (count,): always the same ones under one seed, and at least one.
+
+    Example:
+        >>> int(choose_labelled(1000, 0.01, seed=0).sum())
+        10
+    """
+    order = torch.randperm(count, generator=generator(seed, "labelled"))
+    return order < max(round(part * count), 1)
+
+
 def draw_frames(
-    times: Tensor, batch: int, count: int, draws: torch.Generator | None = None
+    times: Tensor, batch: int, count: int, draws: torch.Generator | None = None, *, whole: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Draw the frames that a training step decodes.
 
@@ -137,20 +171,28 @@ def draw_frames(
         batch: number of samples B.
         count: frames decoded a sample, m ≤ T+1.
         draws: the generator to use.
+        whole: keep the other frames, with weight 0.
 
     Returns:
         Times (B, m+1), the first of which is that of the input, and a mask (B, m+1) that weights each frame
         by the length of its stretch (0 for the input), so that the expected sum is that over all frames;
-        times (T+1,) and None where all frames are decoded.
+        with `whole` times (T+1,) and a mask (B, T+1) of the same weights; times (T+1,) and None where all frames
+        are decoded.
 
     Example:
         >>> t, mask = draw_frames(torch.arange(9.0), batch=4, count=3)
         >>> t.shape, mask[0]
         (torch.Size([4, 4]), tensor([0., 3., 3., 3.]))
+        >>> t, mask = draw_frames(torch.arange(9.0), batch=4, count=3, whole=True)
+        >>> t.shape, mask.count_nonzero(1)
+        (torch.Size([9]), tensor([3, 3, 3, 3]))
     """
     if count >= len(times):
         return times, None
-    stretches = torch.tensor_split(times, count)
-    drawn = [part[torch.randint(len(part), (batch,), generator=draws)] for part in stretches]
-    lengths = torch.tensor([0.0, *(len(part) for part in stretches)])
-    return torch.stack([times[:1].expand(batch), *drawn], 1), lengths.expand(batch, -1)
+    stretches = torch.tensor_split(torch.arange(len(times)), count)
+    drawn = torch.stack([part[torch.randint(len(part), (batch,), generator=draws)] for part in stretches], 1)
+    lengths = torch.tensor([float(len(part)) for part in stretches]).expand(batch, -1)
+    if whole:
+        return times, torch.zeros(batch, len(times)).scatter_(1, drawn, lengths)
+    first = torch.zeros(batch, 1)
+    return torch.cat([times[first.long()], times[drawn]], 1), torch.cat([first, lengths], 1)

@@ -39,6 +39,7 @@ class SequenceDataModule(LightningDataModule):
         val_samples: int = 500,
         test_samples: int = 2000,
         num_workers: int = 0,
+        labelled: float = 0.0,
         transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
         source: Any = None,
     ) -> None:
@@ -52,6 +53,7 @@ class SequenceDataModule(LightningDataModule):
             val_samples: at most so many held-out things for the validation error.
             test_samples: at most so many things for the test.
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
+            labelled: part of the training things whose sequences have a label, under model.supervision=weak, 0 .. 1.
             transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
@@ -61,6 +63,8 @@ class SequenceDataModule(LightningDataModule):
         at_least("data.val_samples", val_samples, 1)
         at_least("data.test_samples", test_samples, 1)
         at_least("data.num_workers", num_workers, 0)
+        if not 0 <= labelled <= 1:
+            raise ArgumentError(f"data.labelled={labelled!r}: expected a part from 0 to 1; 0.01 is one in a hundred.")
         if source is None:
             if dataset not in DATASETS:
                 raise ArgumentError(
@@ -73,6 +77,12 @@ class SequenceDataModule(LightningDataModule):
         self.source = source
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_samples, self.test_samples = val_samples, test_samples
+        self.labelled = labelled
+
+    @property
+    def num_frames(self) -> int:
+        """T+1 of a whole sequence."""
+        return self.source.num_frames
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -102,7 +112,8 @@ class SequenceDataModule(LightningDataModule):
             rank=rank,
             world_size=trainer.world_size,
         )
-        drawn = Drawn(train, model.frames_per_step, model.seed, rank)
+        weak = model.config.weak
+        drawn = Drawn(train, model.frames_per_step, model.seed, rank, whole=weak, labelled=self.labelled)
         return self._loader(drawn, batch_sampler=stream, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
 
 LIKELIHOOD_SEQUENCES = 256
+TEMPERATURES = {"marginal": (1000.0, 1.0), "gumbel": (1.0, 0.3)}  # at the start of a fit, and from its half on
 
 
 class FlowVAEModule(LightningModule):
@@ -33,8 +34,12 @@ class FlowVAEModule(LightningModule):
     `frames_per_step` stretches, one frame of each is decoded and counts for its whole stretch, so that the
     objective stays unbiased.
 
-    What a step draws follows from the seed of the fit and the number of the step alone, and so does the learning
-    rate: no clock, and no state of a generator, decides about the weights.
+    Under weak supervision the model sees whole sequences, and labels of some of them where the data have any, and
+    infers their flows. Which flow becomes which transformation is then left to chance: in evaluation a sequence follows
+    the flow that q(k|x) finds, and the results say which transformation that was.
+
+    What a step draws follows from the seed of the fit and the number of the step alone, and so do the learning
+    rate and the temperature: no clock, and no state of a generator, decides about the weights.
 
     A checkpoint holds the values of the `ModelConfig` under ``hyper_parameters["model_config"]`` and the weights
     with the prefix ``vae.``; `cflow.load` needs nothing else.
@@ -47,6 +52,7 @@ class FlowVAEModule(LightningModule):
         warmup_steps: int = 25,
         frames_per_step: int = 2,
         likelihood_samples: int = 16,
+        temperature: float | None = None,
         **model: Any,
     ) -> None:
         """Build the model.
@@ -57,6 +63,8 @@ class FlowVAEModule(LightningModule):
             warmup_steps: steps in which the learning rate rises, however long the fit is.
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
+            temperature: under weak supervision, the temperature at the start; it falls in the first half of the steps,
+                by default from 1000 to 1 for marginal, and from 1 to 0.3 for gumbel.
             model: the values of a `ModelConfig`.
         """
         super().__init__()
@@ -69,11 +77,17 @@ class FlowVAEModule(LightningModule):
         self.frames_per_step = frames_per_step
         self.likelihood_samples = likelihood_samples
         self.config = ModelConfig(**model)
+        if temperature is not None and not self.config.weak:
+            raise ArgumentError(f"model.temperature={temperature!r} is for model.supervision=weak; leave it out.")
+        if temperature is not None and not temperature > 0:
+            raise ArgumentError(f"model.temperature={temperature!r} must be positive.")
+        self.temperature = temperature
         self.save_hyperparameters({"model_config": asdict(self.config)})
         self.vae = self.config.build()
         self.seed = 0
         self._seconds_before = 0.0
         self._start: float | None = None
+        self._believed: list[tuple[Tensor, Tensor]] = []
 
     @property
     def data(self) -> SequenceDataModule:
@@ -104,6 +118,16 @@ class FlowVAEModule(LightningModule):
             raise ArgumentError(
                 f"model.frames_per_step={self.frames_per_step} is more than data.num_frames={source.num_frames}."
             )
+        if self.config.weak and self.config.num_frames != source.num_frames:
+            raise ArgumentError(
+                f"model.num_frames={self.config.num_frames}, but sequences of the data have "
+                f"{source.num_frames} frames, of which k is inferred: set model.num_frames={source.num_frames}."
+            )
+        if self.data.labelled and not self.config.weak:
+            raise ArgumentError(
+                f"data.labelled={self.data.labelled!r} is for model.supervision=weak: under full supervision every "
+                "sequence has its label; leave it out."
+            )
         self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -114,13 +138,20 @@ class FlowVAEModule(LightningModule):
         """Start the clock.
 
         Raises:
-            ArgumentError: a learning rate that falls until the end, in a fit without a number of steps.
+            ArgumentError: a learning rate or temperature that follows the number of steps, in a fit without one.
         """
         self._start = time.monotonic()
-        if self.schedule != "constant" and self.trainer.estimated_stepping_batches == math.inf:
+        if self.trainer.estimated_stepping_batches < math.inf:
+            return
+        if self.schedule != "constant":
             raise ArgumentError(
                 f"model.schedule={self.schedule!r} needs the number of steps: give trainer.max_steps (trainer.max_time "
                 "is a guard beside it), or model.schedule=constant."
+            )
+        if self.config.weak:
+            raise ArgumentError(
+                "model.supervision='weak' needs the number of steps, which the temperature follows: give "
+                "trainer.max_steps (trainer.max_time is a guard beside it)."
             )
 
     def on_train_end(self) -> None:
@@ -128,8 +159,12 @@ class FlowVAEModule(LightningModule):
         self._seconds_before, self._start = self.seconds, None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate, and the random numbers of the step."""
+        """Set the learning rate, the temperature, and the random numbers of the step."""
         total = self.trainer.estimated_stepping_batches
+        if self.vae.inference is not None:
+            start, end = TEMPERATURES[self.vae.inference]
+            start = start if self.temperature is None else self.temperature
+            self.vae.temperature = temperature_at(self.global_step, total, start, min(start, end))
         rate = self.lr * learning_rate_factor(self.global_step, total, self.schedule, self.warmup_steps)
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
@@ -139,32 +174,52 @@ class FlowVAEModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a batch: nats a sequence, averaged over the batch."""
         x = self._frames(batch)
-        loss: Tensor = self.vae.elbo(x, batch.k, batch.t, batch.mask).loss
+        k = None if self.config.weak else batch.k
+        loss: Tensor = self.vae.elbo(x, k, batch.t, batch.mask, labels=batch.labels).loss
         self.log("loss", loss, prog_bar=True, batch_size=len(x))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean equivariance error over all transformations of everything."""
         x = self._frames(batch)
-        error = metrics.equivariance_error(self.vae, x, batch.k, batch.t).sum(0).mean()
+        k = self.vae.infer_flow(x).argmax(-1) if self.config.weak else batch.k
+        error = metrics.equivariance_error(self.vae, x, k, batch.t).sum(0).mean()
         self.log("val/equivariance_error", error, prog_bar=True, batch_size=len(x))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log every number of metrics.json that is an average over sequences or images."""
         seed_generators(mixed(self.seed, batch_idx))
-        names, k, t = self.data.source.names, batch.k, batch.t
+        names, t = self.data.source.names, batch.t
         x = self._frames(batch)
+        flows, k = batch.k, None if self.config.weak else batch.k
+        if self.config.weak:
+            q = self.vae.infer_flow(x)
+            flows = q.argmax(-1)
+            self._believed.append((q.float(), batch.k))
         things = len(x) // len(names)
         for index, name in enumerate(names):
-            numbers = transformation_errors(self.vae, x[k == index], k[k == index], t, name)
+            rows = batch.k == index
+            numbers = transformation_errors(self.vae, x[rows], flows[rows], t, name)
             self.log_dict(numbers, batch_size=things)
         l1 = metrics.reconstruction_l1(self.vae, x[:things, 0]).mean()
         self.log_dict({"reconstruction_l1": l1, "elbo": self.vae.elbo(x, k, t).value}, batch_size=things)
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
         if self.likelihood_samples and left > 0:
             order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
-            value = metrics.log_likelihood(self.vae, x[order], k[order], t, num_samples=self.likelihood_samples)
+            chosen = None if k is None else k[order]
+            value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=self.likelihood_samples)
             self.log("log_likelihood", value.mean(), batch_size=len(order))
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an earlier test, or one that was interrupted, has found."""
+        self._believed.clear()
+
+    def on_test_epoch_end(self) -> None:
+        """Log what needs all sequences at once: how well flows are inferred, and which one became what."""
+        if not self._believed:
+            return
+        q, k = (torch.cat(parts) for parts in zip(*self._believed, strict=True))
+        self.log_dict(inferred_flows(q, k, self.data.source.names))
 
     def _frames(self, batch: Batch) -> Tensor:
         """The frames of a batch, in the precision of the weights."""
@@ -180,7 +235,7 @@ class FlowVAEModule(LightningModule):
             result |= {f"{group}/{name}": v for name, v in zip(names, values, strict=True)}
             result[f"{group}/mean"] = sum(values) / len(values)
         per_frame = "equivariance_error_per_frame/"
-        result |= {key: float(value) for key, value in logged.items() if key.startswith(per_frame)}
+        result |= {key: float(value) for key, value in logged.items() if key.startswith((per_frame, "flow"))}
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
@@ -213,6 +268,36 @@ def learning_rate_factor(step: int, total: float, schedule: str, warmup_steps: i
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(total - warmup_steps, 1)))
+
+
+def temperature_at(step: int, total: float, start: float, end: float) -> float:
+    """Return the temperature of inference in a step out of a total: it falls by equal factors in the first half.
+
+    Example:
+        >>> [round(temperature_at(step, 100, 1000.0, 1.0)) for step in (0, 25, 50, 75)]
+        [1000, 32, 1, 1]
+    """
+    return float(start * (end / start) ** min(2 * step / total, 1.0))
+
+
+def inferred_flows(q: Tensor, k: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Return how well flows are inferred, and the flow that each transformation has become.
+
+    Every process tests everything, so that none needs the others' sequences.
+
+    Arguments:
+        q: probabilities of the flows (N, K).
+        k: the true transformations (N,).
+        names: of the K transformations.
+
+    Example:
+        >>> inferred_flows(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1]), ["scaling", "hue"])
+        {'flow_accuracy': 1.0, 'flow_calibration_error': 0.0, 'flow/scaling': 1.0, 'flow/hue': 0.0}
+    """
+    accuracy, permutation = metrics.flow_accuracy(q, k)
+    numbers = {"flow_accuracy": accuracy, "flow_calibration_error": metrics.expected_calibration_error(q, k)}
+    flows = permutation.argsort().tolist()
+    return numbers | {f"flow/{name}": float(flow) for name, flow in zip(names, flows, strict=True)}
 
 
 def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:

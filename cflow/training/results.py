@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ERROR = "equivariance_error"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
 BELOW_THE_TABLE = {
+    "flow_accuracy": "accuracy of q(k|x) {:.3f}",
+    "flow_calibration_error": "its calibration error {:.3f}",
     "reconstruction_l1": "reconstruction L1 {:.1f}",
     "elbo": "ELBO {:.1f}",
     "log_likelihood": "log-likelihood {:.1f}",
@@ -54,6 +56,8 @@ def write_metrics(folder: Path, metrics: Mapping[str, float]) -> Path:
 def table(metrics: Mapping[str, float]) -> str:
     """Return the metrics as a table: one row a transformation, the trivial baselines beside the model.
 
+    Where flows are inferred a row says which one its transformation has become.
+
     Example:
         >>> print(table({"equivariance_error/mean": 80.0, "copy_input/mean": 400.0, "samples": 10.0}))
         equivariance error  model  input copied  best trivial / model
@@ -68,7 +72,8 @@ def table(metrics: Mapping[str, float]) -> str:
         error = metrics[f"{ERROR}/{name}"]
         trivial = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
         ratio = min(trivial, default=math.nan) / error if error else math.inf
-        rows.append([name.replace("_", " "), f"{error:.1f}", *(f"{o:.1f}" for o in trivial), f"{ratio:.2f}"])
+        label = _label(name, metrics.get(f"flow/{name}"))
+        rows.append([label, f"{error:.1f}", *(f"{o:.1f}" for o in trivial), f"{ratio:.2f}"])
     first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
@@ -82,8 +87,11 @@ def table(metrics: Mapping[str, float]) -> str:
 def draw(
     model: FlowVAEModule, data: SequenceDataModule, folder: Path, device: torch.device, num_samples: int = 4
 ) -> list[Path]:
-    """Write traversals.png, traversals.gif and traversals.webp of held-out images and return their paths."""
-    test, names = data.source.split("test"), data.source.names
+    """Write traversals.png, traversals.gif and traversals.webp of held-out images and return their paths.
+
+    Where flows are inferred each row follows the one that q(k|x) gives its sequences on average.
+    """
+    test, names = data.source.split("test"), list(data.source.names)
     count = min(num_samples, len(test) // len(names))
     if count == 0:
         raise ArgumentError(f"data: {len(test)} held-out things are too few for {len(names)} transformations.")
@@ -93,6 +101,9 @@ def draw(
     vae = model.to(device).eval().vae
     x = test.frames(test.read(index, k, t).to(device), k.to(device), t.to(device))
     real = rearrange(x, "(k s) t c h w -> k s t c h w", s=count)
+    if model.config.weak:
+        flows = rearrange(vae.infer_flow(x), "(k s) flow -> k s flow", s=count).mean(1).argmax(-1)
+        names, k = [_label(name, flow) for name, flow in zip(names, flows.tolist(), strict=True)], flows[k]
     made = rearrange(vae.traverse(x[:, 0], k.to(device), t), "t (k s) c h w -> k s t c h w", s=count)
     times = t.tolist()
     figure = traversal_grid(real[:, 0], made[:, 0], names, times=times)
@@ -100,6 +111,11 @@ def draw(
     figure.savefig(picture, dpi=150)
     moving = [folder / "traversals.gif", folder / "traversals.webp"]
     return [picture, *(traversal_animation(path, real, made, names, times=times) for path in moving)]
+
+
+def _label(name: str, flow: float | None) -> str:
+    """What stands for a transformation, with the number of the flow that it has become where that was inferred."""
+    return name.replace("_", " ") + ("" if flow is None else f", flow {flow:.0f}")
 
 
 def say_where(paths: Iterable[Path]) -> None:

@@ -114,5 +114,5 @@ def fitting_weights() -> Iterator[None]:
         detail = str(error).splitlines()[1].strip()
         raise ArgumentError(
             f"--ckpt_path: its weights do not fit the model as configured ({detail}); "
-            "leave out the --model options that differ."
+            "leave out the --model and --data options that differ."
         ) from None

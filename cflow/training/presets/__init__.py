@@ -8,6 +8,7 @@ from ...errors import ArgumentError, DataError, did_you_mean
 
 FOLDER = Path(__file__).parent
 DEFAULT = "digits"
+BASES = {"digits_weak": "digits", "mnist_weak": "mnist"}  # what a preset leaves out is as in another one
 
 
 def preset_names() -> list[str]:
@@ -23,6 +24,16 @@ def preset_names() -> list[str]:
 def is_preset(name: str) -> bool:
     """Whether ``--config`` means a preset: a file of that name in the current folder comes first."""
     return name in preset_names() and not Path(name).is_file()
+
+
+def layers(name: str) -> list[Path]:
+    """Return the files of a preset, of which the later ones count.
+
+    Example:
+        >>> [path.name for path in layers("digits_weak")]
+        ['digits.yaml', 'digits_weak.yaml']
+    """
+    return [FOLDER / f"{part}.yaml" for part in (BASES.get(name), name) if part]
 
 
 def config_file(name: str) -> Path:
