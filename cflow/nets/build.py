@@ -114,9 +114,9 @@ class ModelConfig:
         kl_weight: weight of KL(q(z_0|x_0) ‖ p(z_0)).
         path_kl_weight: weight of the KL terms along the path; 0 leaves them out.
         pde_weight: weight of the Hamilton-Jacobi residual; 0 leaves it out.
-        supervision: "full": flows are given. "weak": they are inferred from sequences, by a sequence encoder q(k|x).
-        inference: how, under weak supervision, see `FlowVAE`; None is "marginal".
-        responsibility_frames: under weak supervision, see `FlowVAE`; "decoded" takes half the time.
+        supervision: full: flows are given; weak: they are inferred from sequences, by a q(k|x).
+        inference: how, under weak supervision; null is marginal.
+        responsibility_frames: frames that weak supervision tells flows apart by in training, see `FlowVAE`.
         num_frames: frames T+1 of the sequences that q(k|x) sees.
 
     Raises:

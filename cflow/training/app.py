@@ -85,7 +85,7 @@ class Parser(LightningArgumentParser):
     @staticmethod
     def _is_rare(option: str) -> bool:
         section, _, name = option.partition(".")
-        return option in IN_PYTHON or (section == "trainer" and name.split(".")[0] not in ("", *COMMON))
+        return option in IN_PYTHON or (section == "trainer" and name not in ("", *COMMON))
 
 
 class CflowCLI(LightningCLI):

@@ -53,7 +53,7 @@ class SequenceDataModule(LightningDataModule):
             val_samples: at most so many held-out things for the validation error.
             test_samples: at most so many things for the test.
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
-            labelled: part of the training things whose sequences have a label, under model.supervision=weak, 0 .. 1.
+            labelled: part of the training things that have labels under weak supervision, 0 .. 1.
             transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """

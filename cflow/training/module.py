@@ -63,8 +63,7 @@ class FlowVAEModule(LightningModule):
             warmup_steps: steps in which the learning rate rises, however long the fit is.
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
-            temperature: under weak supervision, the temperature at the start; it falls in the first half of the steps,
-                by default from 1000 to 1 for marginal, and from 1 to 0.3 for gumbel.
+            temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1.
             model: the values of a `ModelConfig`.
         """
         super().__init__()
@@ -271,7 +270,7 @@ def learning_rate_factor(step: int, total: float, schedule: str, warmup_steps: i
 
 
 def temperature_at(step: int, total: float, start: float, end: float) -> float:
-    """Return the temperature of inference in a step out of a total: it falls by equal factors in the first half.
+    """Return `FlowVAE.temperature` in a step out of a total: it falls by equal factors in the first half of them.
 
     Example:
         >>> [round(temperature_at(step, 100, 1000.0, 1.0)) for step in (0, 25, 50, 75)]
