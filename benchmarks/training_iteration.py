@@ -5,9 +5,11 @@
 
 The iteration is what `cflow fit` runs: a batch of images, their sequences, the ELBO, its gradients, Adam. Its parts are
 timed by hooks where the graph passes from one to the next, forwards and backwards, so that they add up to the whole.
-The original's scheme has the same encoder, decoder and data, but MLP potentials in a Python loop over K with the
-gradient by autograd, one Euler step a frame, and every frame decoded. On a CPU everything is float32, as in `cflow fit`
-where the processor lacks bfloat16; on a GPU the preset's precision holds.
+Where k is inferred, whole sequences are made for q(k|x), every flow is solved, and frames are decoded under each flow
+to tell which one it was: those that count, or all of them. The original's scheme has the same encoder, decoder and
+data, but MLP potentials in a Python loop over K with the gradient by autograd, one Euler step a frame, and every frame
+decoded. On a CPU everything is float32, as in `cflow fit` where the processor lacks bfloat16; on a GPU the preset's
+precision holds.
 """
 
 from __future__ import annotations
@@ -34,7 +36,15 @@ from cflow.training.module import FlowVAEModule
 
 SCHEMA = 1
 PARTS = ("data", "encoder", "flow", "decoder", "losses", "optimiser")
-SCHEMES = ("preset", "preset, MLP potentials", "original")
+# what a scheme changes in the model of the preset
+CHANGES: dict[str, dict[str, Any]] = {
+    "preset": {},
+    "k inferred": {"supervision": "weak", "responsibility_frames": "decoded"},
+    "k inferred, by all frames": {"supervision": "weak", "responsibility_frames": "all"},
+    "preset, MLP potentials": {"potential": "mlp", "time_dependent": True},
+    "original": {"potential": "mlp", "time_dependent": True},
+}
+SCHEMES = tuple(CHANGES)
 
 
 class Laps:
@@ -100,15 +110,13 @@ class Iteration:
     """
 
     def __init__(self, config: dict[str, Any], scheme: str, train: Sequences, device: torch.device) -> None:
-        model = dict(config["model"])
-        if scheme != "preset":
-            model |= {"potential": "mlp", "time_dependent": True}
         torch.manual_seed(0)
-        self.module = FlowVAEModule(**model).to(device)
+        self.module = FlowVAEModule(**config["model"] | CHANGES[scheme]).to(device)
         self.optimiser = torch.optim.Adam(self.module.parameters(), lr=1e-3, fused=True)
         self.batch, self.device, self.original = config["data"]["batch_size"], device, scheme == "original"
         count = train.num_frames if self.original else self.module.frames_per_step
-        self.drawn, self.done = Drawn(train, count, seed=0), 0
+        self.weak = "inferred" in scheme
+        self.drawn, self.done = Drawn(train, count, seed=0, whole=self.weak), 0
         precision = str(config["trainer"].get("precision", "32-true"))
         halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16} if device.type == "cuda" else {}
         self.half = halves.get(precision)
@@ -135,7 +143,7 @@ class Iteration:
         laps.mark("data")
         half = contextlib.nullcontext() if self.half is None else torch.autocast(self.device.type, dtype=self.half)
         with half:
-            loss = self.original_loss(x, k) if self.original else self.module.vae.elbo(x, k, t, mask).loss
+            loss = self.original_loss(x, k) if self.original else self.elbo_loss(x, k, t, mask)
         laps.mark("losses")
         loss.backward()  # type: ignore[no-untyped-call]
         laps.mark("encoder")
@@ -143,6 +151,10 @@ class Iteration:
         self.optimiser.zero_grad()
         laps.mark("optimiser")
         return laps.read()
+
+    def elbo_loss(self, x: Tensor, k: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
+        """The loss of the preset, or of its weakly supervised model."""
+        return self.module.vae.elbo(x, None if self.weak else k, t, mask).loss
 
     def original_loss(self, x: Tensor, k: Tensor) -> Tensor:
         """Minus the ELBO of sequences x (B, T+1, …) with z ← z + ∇u_k(z, t), t = 1 .. T, all frames decoded."""

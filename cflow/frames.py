@@ -33,9 +33,14 @@ class Frames:
         return None if self.mask is None else self.mask.mT
 
     @property
+    def may_be_missing(self) -> bool:
+        """Whether booleans say which frames are there."""
+        return self.mask is not None and self.mask.dtype == torch.bool
+
+    @property
     def observed(self) -> Tensor:
         """x (B, T+1, …) with zeros for the frames that a boolean mask drops: they are missing."""
-        if self.mask is None or self.mask.dtype != torch.bool:
+        if self.mask is None or not self.may_be_missing:
             return self.x
         return self.x.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (self.x.ndim - 2)), 0)
 
@@ -44,7 +49,7 @@ class Frames:
         """`observed` with one channel more, (B, T+1, C+1, …): 1 in missing frames, else 0."""
         seen = self.observed
         channel = torch.zeros_like(seen[:, :, :1])
-        if self.mask is not None and self.mask.dtype == torch.bool:
+        if self.mask is not None and self.may_be_missing:
             channel = channel.masked_fill(~self.mask.view(*self.mask.shape, *[1] * (channel.ndim - 2)), 1)
         return torch.cat([seen, channel], 2)
 

@@ -64,8 +64,9 @@ class FlowVAE(nn.Module):
         pde: for `pde_weight`: a `HamiltonJacobi`, or any module with residual(z, k, t) and loss(z, k, t).
         kl_weight, path_kl_weight, pde_weight: weights in `ELBO.loss`. Terms of weight 0 are not computed.
         flow_posterior: x (B, T+1, …) -> logits (B, K) of q(k|x): k becomes latent where `elbo` is called with k=None.
-            Frames that a boolean mask drops are zero; a module with the attribute `missing_channel = True`, such as
-            `nets.MLPSequenceEncoder`, always gets (B, T+1, C+1, …), where the last channel is 1 in those.
+            Frames that a boolean mask drops are zero; a module with the attribute `missing_channel = True` always gets
+            (B, T+1, C+1, …), where the last channel is 1 in those; with "optional", such as `nets.MLPSequenceEncoder`,
+            it gets them where there is a boolean mask.
         inference: how a latent k is inferred. "gumbel" (the default): one flow a sequence, drawn by a straight-through
             Gumbel-softmax in training; in evaluation the exact mean over q(k|x). "marginal": the bound is
             E log Σ_k p(k) Π_t p(x_t|z_t, k) − KL(q(z_0|x_0) ‖ p(z_0)), towards whose responsibilities q(k|x) is
@@ -451,11 +452,13 @@ class FlowVAE(nn.Module):
     def _flow_logits(self, frames: Frames) -> Tensor:
         """Logits (B, K) of q(k|x), checked."""
         net = cast(nn.Module, self.flow_posterior)
-        logits = net(frames.flagged if getattr(net, "missing_channel", False) else frames.observed)
-        wanted = (len(frames.x), self.flow.num_flows)
-        if not isinstance(logits, Tensor) or logits.shape != wanted:
+        wanted = getattr(net, "missing_channel", False)
+        flagged = frames.may_be_missing if wanted == "optional" else wanted
+        logits = net(frames.flagged if flagged else frames.observed)
+        shape = (len(frames.x), self.flow.num_flows)
+        if not isinstance(logits, Tensor) or logits.shape != shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ArgumentError(f"flow_posterior: expected logits (B, K) = {wanted}, got {got}")
+            raise ArgumentError(f"flow_posterior: expected logits (B, K) = {shape}, got {got}")
         return logits
 
 

@@ -547,8 +547,9 @@ def test_training_iteration_parts_add_up(capsys) -> None:
     pytest.importorskip("pytorch_lightning")
     pytest.importorskip("sklearn")
     training = script("training_iteration")
-    rows = training.measure("digits", CPU, schemes=("preset", "original"), rounds=2)
-    assert [row["scheme"] for row in rows] == ["preset", "original"]
+    schemes = ("preset", "k inferred", "original")
+    rows = training.measure("digits", CPU, schemes=schemes, rounds=2)
+    assert tuple(row["scheme"] for row in rows) == schemes
     for row in rows:
         assert set(row["parts"]) == set(training.PARTS)
         assert all(seconds > 0 for seconds in row["parts"].values())

@@ -404,6 +404,19 @@ def test_q_sees_all_frames_and_which_are_missing(flagged):
         assert torch.equal(found, seen)
 
 
+def test_an_optional_channel_comes_with_a_boolean_mask():
+    net, x = Logits(PIXELS), sequences()
+    net.missing_channel = "optional"
+    vae = model(net=net)
+    vae.elbo(x, mask=MISSING.double())
+    vae.infer_flow(x)
+    assert all(torch.equal(seen, x) for seen in net.seen)
+    net = vae.flow_posterior = Logits(PIXELS + 1)
+    net.missing_channel = "optional"
+    vae.infer_flow(x, mask=MISSING)
+    assert torch.equal(net.seen[0][..., -1], (~MISSING).double())
+
+
 # --- what is inferred ---------------------------------------------------------------------------------------
 
 

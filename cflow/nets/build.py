@@ -228,5 +228,8 @@ def _networks(config: ModelConfig) -> tuple[net.Encoder, net.Decoder]:
 
 
 def _sequence_encoder(config: ModelConfig) -> net.SequenceEncoder:
-    make = net.ConvSequenceEncoder if config.network == "paper" else net.MLPSequenceEncoder
-    return make(net.checked_shape(config.image_shape), config.num_frames, config.num_flows)
+    sizes = net.checked_shape(config.image_shape), config.num_frames, config.num_flows
+    if config.network == "paper":
+        return net.ConvSequenceEncoder(*sizes)
+    # it sees every frame: at the full width it would cost more than all the rest
+    return net.MLPSequenceEncoder(*sizes, max(config.width // 8, 1))

@@ -203,7 +203,7 @@ class SequenceEncoder(nn.Module, ABC):
         num_flows: K.
     """
 
-    missing_channel = True  # what `FlowVAE` asks of its flow_posterior
+    missing_channel = "optional"  # what `FlowVAE` asks of its flow_posterior
 
     def __init__(self, image_shape: ImageShape, num_frames: int, num_flows: int) -> None:
         super().__init__()
@@ -239,11 +239,11 @@ class SequenceEncoder(nn.Module, ABC):
                 f"x: expected sequences of {self.num_frames} frames of shape {self.image_shape}, perhaps with one more "
                 f"channel for which are missing, got {tuple(x.shape)}"
             )
-        images, missing = (
-            x[:, :, :channels],
-            x[:, 1:, channels:].amax((2, 3, 4)) if x.shape[2] > channels else x.new_zeros(len(x), self.num_frames - 1),
-        )
-        change = (images[:, 1:] - images[:, :1]) * (1 - missing)[..., None, None, None]
+        images = x[:, :, :channels]
+        change, missing = images[:, 1:] - images[:, :1], x.new_zeros(len(x), self.num_frames - 1)
+        if x.shape[2] > channels:
+            missing = x[:, 1:, channels:].amax((2, 3, 4))
+            change = change * (1 - missing)[..., None, None, None]
         return self.logits(images[:, 0], change, missing)
 
 
