@@ -6,10 +6,11 @@
 The iteration is what `cflow fit` runs: a batch of images, their sequences, the ELBO, its gradients, Adam. Its parts are
 timed by hooks where the graph passes from one to the next, forwards and backwards, so that they add up to the whole.
 Where k is inferred, whole sequences are made for q(k|x), every flow is solved, and frames are decoded under each flow
-to tell which one it was: those that count, or all of them. The original's scheme has the same encoder, decoder and
-data, but MLP potentials in a Python loop over K with the gradient by autograd, one Euler step a frame, and every frame
-decoded. On a CPU everything is float32, as in `cflow fit` where the processor lacks bfloat16; on a GPU the preset's
-precision holds.
+to tell which one it was: those that count, or all of them. While inference is hot all flows stay possible, and are
+decoded with their gradient; later one is left of most sequences. The original's scheme has the same encoder, decoder
+and data, but MLP potentials in a Python loop over K with the gradient by autograd, one Euler step a frame, and every
+frame decoded. On a CPU everything is float32, as in `cflow fit` where the processor lacks bfloat16; on a GPU the
+preset's precision holds.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ PARTS = ("data", "encoder", "flow", "decoder", "losses", "optimiser")
 CHANGES: dict[str, dict[str, Any]] = {
     "preset": {},
     "k inferred": {"supervision": "weak", "responsibility_frames": "decoded"},
+    "k inferred, hot": {"supervision": "weak", "responsibility_frames": "decoded", "temperature": 1000.0},
     "k inferred, by all frames": {"supervision": "weak", "responsibility_frames": "all"},
     "preset, MLP potentials": {"potential": "mlp", "time_dependent": True},
     "original": {"potential": "mlp", "time_dependent": True},
@@ -116,6 +118,7 @@ class Iteration:
         self.batch, self.device, self.original = config["data"]["batch_size"], device, scheme == "original"
         count = train.num_frames if self.original else self.module.frames_per_step
         self.weak = "inferred" in scheme
+        self.module.vae.temperature = self.module.temperature or 1.0
         self.drawn, self.done = Drawn(train, count, seed=0, whole=self.weak), 0
         precision = str(config["trainer"].get("precision", "32-true"))
         halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16} if device.type == "cuda" else {}
