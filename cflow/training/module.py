@@ -22,6 +22,7 @@ from ..nets import ModelConfig
 from ..vae import FlowVAE
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
+from .optimizer import OptimizerName, make_optimizer
 
 LIKELIHOOD_SEQUENCES = 256
 
@@ -47,16 +48,18 @@ class FlowVAEModule(LightningModule):
         warmup_steps: int = 25,
         frames_per_step: int = 2,
         likelihood_samples: int = 16,
+        optimizer: OptimizerName = "adam",
         **model: Any,
     ) -> None:
         """Build the model.
 
         Args:
-            lr: Adam's learning rate at the top of the schedule.
+            lr: learning rate at the top of the schedule.
             schedule: learning rate over the steps of the fit.
             warmup_steps: steps in which the learning rate rises, however long the fit is.
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
+            optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
             model: the values of a `ModelConfig`.
         """
         super().__init__()
@@ -67,7 +70,7 @@ class FlowVAEModule(LightningModule):
         at_least("model.likelihood_samples", likelihood_samples, 0)
         self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
         self.frames_per_step = frames_per_step
-        self.likelihood_samples = likelihood_samples
+        self.likelihood_samples, self.optimizer = likelihood_samples, optimizer
         self.config = ModelConfig(**model)
         self.save_hyperparameters({"model_config": asdict(self.config)})
         self.vae = self.config.build()
@@ -107,8 +110,9 @@ class FlowVAEModule(LightningModule):
         self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam; its learning rate is set before every step, so that a resumed fit uses the new one."""
-        return torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
+        """Return Adam or Muon; the learning rate is set before every step, so that a resumed fit uses the new one."""
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        return make_optimizer(self.optimizer, self.vae, math.prod(self.data.image_shape), self.lr, dtype)
 
     def on_train_start(self) -> None:
         """Start the clock.
