@@ -22,6 +22,7 @@ from ..nets import ModelConfig
 from ..vae import FlowVAE
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
+from .optimizer import OptimizerName, make_optimizer
 
 LIKELIHOOD_SEQUENCES = 256
 TEMPERATURES = {"marginal": (1000.0, 1.0), "gumbel": (1.0, 0.3)}  # at the start of a fit, and from its half on
@@ -52,17 +53,19 @@ class FlowVAEModule(LightningModule):
         warmup_steps: int = 25,
         frames_per_step: int = 2,
         likelihood_samples: int = 16,
+        optimizer: OptimizerName = "adam",
         temperature: float | None = None,
         **model: Any,
     ) -> None:
         """Build the model.
 
         Args:
-            lr: Adam's learning rate at the top of the schedule.
+            lr: learning rate at the top of the schedule.
             schedule: learning rate over the steps of the fit.
             warmup_steps: steps in which the learning rate rises, however long the fit is.
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
+            optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
             temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1.
             model: the values of a `ModelConfig`.
         """
@@ -74,7 +77,7 @@ class FlowVAEModule(LightningModule):
         at_least("model.likelihood_samples", likelihood_samples, 0)
         self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
         self.frames_per_step = frames_per_step
-        self.likelihood_samples = likelihood_samples
+        self.likelihood_samples, self.optimizer = likelihood_samples, optimizer
         self.config = ModelConfig(**model)
         if temperature is not None and not self.config.weak:
             raise ArgumentError(f"model.temperature={temperature!r} is for model.supervision=weak; leave it out.")
@@ -130,8 +133,9 @@ class FlowVAEModule(LightningModule):
         self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam; its learning rate is set before every step, so that a resumed fit uses the new one."""
-        return torch.optim.Adam(self.parameters(), lr=self.lr, fused=True)
+        """Return Adam or Muon; the learning rate is set before every step, so that a resumed fit uses the new one."""
+        dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+        return make_optimizer(self.optimizer, self.vae, math.prod(self.data.image_shape), self.lr, dtype)
 
     def on_train_start(self) -> None:
         """Start the clock.
