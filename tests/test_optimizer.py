@@ -8,7 +8,7 @@ from torch import nn
 
 import cflow
 from cflow import nets
-from cflow.training.optimizer import BETAS, MuonAdam, hidden_matrices, make_optimizer, orthogonal
+from cflow.training.optimizer import BETAS, MuonAdam, hidden_weights, make_optimizer, orthogonal
 
 
 def gradients(net: nn.Module, seed: int) -> None:
@@ -22,7 +22,12 @@ def test_steps_are_those_of_pytorch(shape):
     ours = nn.Linear(*shape)
     theirs = copy.deepcopy(ours)
     optimizer = MuonAdam([ours.weight], [ours.bias], lr=0.01, dtype=torch.bfloat16)
-    muon = torch.optim.Muon([theirs.weight], lr=0.01, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    muon = torch.optim.Muon(
+        [theirs.weight],
+        lr=0.02,  # our steps are twice as long
+        weight_decay=0.0,
+        adjust_lr_fn="match_rms_adamw",
+    )
     adam = torch.optim.Adam([theirs.bias], lr=0.01, betas=BETAS, fused=True)
     for seed in range(4):
         for net in (ours, theirs):
@@ -67,15 +72,23 @@ def test_a_saved_state_goes_on_bit_for_bit():
         assert torch.equal(a, b)
 
 
+def test_a_convolution_is_a_matrix_with_a_row_for_each_channel():
+    conv = nn.Conv2d(3, 4, 2)
+    matrix = nn.Linear(12, 4)
+    with torch.no_grad():
+        matrix.weight.copy_(conv.weight.flatten(1))
+    gradients(conv, 0)
+    matrix.weight.grad = conv.weight.grad.flatten(1)
+    MuonAdam([conv.weight, matrix.weight], [conv.bias], lr=0.1).step()
+    torch.testing.assert_close(conv.weight.flatten(1), matrix.weight)
+
+
 def test_every_parameter_is_learned_once():
     vae = nets.build_vae(latent_dim=4, width=16, potential="quadratic", solenoidal="skew")
-    optimizer = make_optimizer("muon", vae, 3 * 28 * 28, lr=0.01)
+    optimizer = make_optimizer("muon", vae, lr=0.01)
     muon, adam = ([id(p) for p in group["params"]] for group in optimizer.param_groups)
     assert sorted(muon + adam) == sorted(id(p) for p in vae.parameters())
-    assert [tuple(p.shape) for p in hidden_matrices([vae.encoder, vae.decoder], 3 * 28 * 28)] == [
-        *((8, 16), (8, 8)),
-        *((8, 4), (16, 8)),
-    ]
+    assert [tuple(p.shape) for p in hidden_weights(vae.encoder, vae.decoder)] == [(8, 16), (8, 8), (8, 4), (16, 8)]
     before = [p.clone() for p in vae.parameters()]
     vae.elbo(torch.rand(6, 3, 3, 28, 28), torch.tensor([0, 1, 2, 0, 1, 2])).loss.backward()
     assert optimizer.step(lambda: 3.0) == 3.0
@@ -85,4 +98,4 @@ def test_every_parameter_is_learned_once():
 def test_an_unknown_optimizer_is_named():
     vae = nets.build_vae(latent_dim=4, width=16)
     with pytest.raises(cflow.ArgumentError, match=r"model\.optimizer: expected adam or muon, got 'sgd'"):
-        make_optimizer("sgd", vae, 10, lr=0.01)
+        make_optimizer("sgd", vae, lr=0.01)

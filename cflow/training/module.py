@@ -135,7 +135,7 @@ class FlowVAEModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam or Muon; the learning rate is set before every step, so that a resumed fit uses the new one."""
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-        return make_optimizer(self.optimizer, self.vae, math.prod(self.data.image_shape), self.lr, dtype)
+        return make_optimizer(self.optimizer, self.vae, self.lr, dtype)
 
     def on_train_start(self) -> None:
         """Start the clock.

@@ -16,6 +16,8 @@ from ..vae import FlowVAE
 OptimizerName = Literal["adam", "muon"]
 BETAS = (0.9, 0.99)  # on digits 3 % better than PyTorch's 0.999 at equal steps
 MOMENTUM = 0.95
+LENGTH = 0.4
+LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 class MuonAdam(Optimizer):
@@ -24,14 +26,15 @@ class MuonAdam(Optimizer):
     Muon moves a matrix by its momentum with all singular values made (nearly) equal, so that no direction of a layer
     has to wait for the strong ones:
 
-    .. math:: W ← W − 0.2\,lr \sqrt{\max(m, n)}\; U V^T, \quad U S V^T = \text{momentum}, \quad W ∈ R^{m×n}
+    .. math:: W ← W − 0.4\,lr \sqrt{\max(m, n)}\; U V^T, \quad U S V^T = \text{momentum}, \quad W ∈ R^{m×n}
 
-    The factor makes steps as long as Adam's, so that both take one learning rate.
+    The weights of a convolution are a matrix too, a row for each output channel. With the factor 0.2 steps would be as
+    long as Adam's; twice that did better on digits, at learning rates where Adam is well.
 
     `torch.optim.Muon` always computes in bfloat16, which takes 20 to 40 times as long as float32 on a CPU without it.
 
     Arguments:
-        hidden: matrices (m, n).
+        hidden: weights (m, …) of layers, each a matrix (m, n).
         others: all other parameters.
         lr: learning rate.
         dtype: in which the singular values are made equal, that of the weights by default; bfloat16 is enough.
@@ -79,8 +82,8 @@ class MuonAdam(Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(p)
             momentum = state["momentum"].lerp_(p.grad, 1 - MOMENTUM)
-            update = orthogonal(torch.lerp(p.grad, momentum, MOMENTUM).to(self.dtype or p.dtype))
-            p.add_(update, alpha=-0.2 * group["lr"] * math.sqrt(max(p.shape)))
+            matrix = torch.lerp(p.grad, momentum, MOMENTUM).flatten(1).to(self.dtype or p.dtype)
+            p.add_(orthogonal(matrix).view_as(p), alpha=-LENGTH * group["lr"] * math.sqrt(max(matrix.shape)))
         self._adam.step()
         return loss
 
@@ -106,21 +109,19 @@ def orthogonal(matrix: Tensor, iterations: int = 5) -> Tensor:
     return x if matrix.shape[0] <= matrix.shape[1] else x.mT
 
 
-def hidden_matrices(nets: Iterable[nn.Module], pixels: int) -> list[Tensor]:
-    """Weights of the linear layers of networks that neither read nor write images of so many pixels.
+def hidden_weights(encoder: nn.Module, decoder: nn.Module) -> list[Tensor]:
+    """Weights of the layers of both networks, but for the encoder's first and the decoder's last: those see images.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(12, 8), nn.SiLU(), nn.Linear(8, 4))
-        >>> [tuple(p.shape) for p in hidden_matrices([net], pixels=12)]
+        >>> encoder, decoder = nn.Sequential(nn.Linear(12, 8), nn.SiLU(), nn.Linear(8, 4)), nn.Linear(2, 12)
+        >>> [tuple(p.shape) for p in hidden_weights(encoder, decoder)]
         [(4, 8)]
     """
-    layers = [m for net in nets for m in net.modules() if isinstance(m, nn.Linear)]
-    return [m.weight for m in layers if pixels not in m.weight.shape]
+    first, last = ([m.weight for m in net.modules() if isinstance(m, LAYERS)] for net in (encoder, decoder))
+    return [*first[1:], *last[:-1]]
 
 
-def make_optimizer(
-    name: OptimizerName, vae: FlowVAE, pixels: int, lr: float, dtype: torch.dtype | None = None
-) -> Optimizer:
+def make_optimizer(name: OptimizerName, vae: FlowVAE, lr: float, dtype: torch.dtype | None = None) -> Optimizer:
     """Adam for all parameters of a model, or Muon for the hidden layers of encoder and decoder and Adam for the rest.
 
     Raises:
@@ -130,6 +131,6 @@ def make_optimizer(
         raise ArgumentError(f"model.optimizer: expected {' or '.join(get_args(OptimizerName))}, got {name!r}")
     if name == "adam":
         return Adam(vae.parameters(), lr=lr, betas=BETAS, fused=True)
-    hidden = hidden_matrices([vae.encoder, vae.decoder], pixels)
+    hidden = hidden_weights(vae.encoder, vae.decoder)
     chosen = {id(p) for p in hidden}
     return MuonAdam(hidden, [p for p in vae.parameters() if id(p) not in chosen], lr, dtype)
