@@ -232,7 +232,7 @@ def fitted(tmp_path_factory):
 
 def test_a_run_says_how_flows_are_inferred(fitted) -> None:
     run, said = fitted
-    assert "0.8 M weights, marginal inference of k, 1.00% of things with a label; 6 steps" in said.splitlines()[0]
+    assert "0.1 M weights, marginal inference of k, 1.00% of things with a label; 6 steps" in said.splitlines()[0]
     numbers = json.loads((run / "metrics.json").read_text())
     keys = {"flow_accuracy", "flow_calibration_error", *(f"flow/{name}" for name in NAMES)}
     assert keys <= set(numbers)

@@ -158,11 +158,12 @@ def describe(trainer: Trainer, module: Any) -> str:
         else "without a last step"
     )
     names, things = ", ".join(data.source.names), len(data.source.split("train"))
+    turning = "" if config.solenoidal == "none" else f" and {config.solenoidal} parts"
     inferred = f", {module.vae.inference} inference of k" if config.weak else ""
     labels = f", {data.labelled:.2%} of things with a label" if data.labelled else ""
     return (
-        f"{names} of {things:,} {type(data.source).__name__}: {config.potential} potentials, D={config.latent_dim}, "
-        f"{weights:.1f} M weights{inferred}{labels}; {span} on {device}"
+        f"{names} of {things:,} {type(data.source).__name__}: {config.potential} potentials{turning}, "
+        f"D={config.latent_dim}, {weights:.1f} M weights{inferred}{labels}; {span} on {device}"
     )
 
 
