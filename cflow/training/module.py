@@ -15,8 +15,9 @@ from einops import rearrange
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from .. import metrics
+from .. import composition, metrics
 from ..checks import at_least
+from ..data import Sequences
 from ..errors import ArgumentError
 from ..nets import ModelConfig
 from ..vae import FlowVAE
@@ -24,6 +25,7 @@ from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
 
 LIKELIHOOD_SEQUENCES = 256
+COMPOSED_THINGS = 200
 
 
 class FlowVAEModule(LightningModule):
@@ -165,6 +167,9 @@ class FlowVAEModule(LightningModule):
             order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
             value = metrics.log_likelihood(self.vae, x[order], k[order], t, num_samples=self.likelihood_samples)
             self.log("log_likelihood", value.mean(), batch_size=len(order))
+        left = min(things, COMPOSED_THINGS - batch_idx * self.data.batch_size)
+        if self.data.source.transformations is not None and left > 0:
+            self.log_dict(composition_errors(self.vae, x[:left, 0], self.data.source), batch_size=left)
 
     def _frames(self, batch: Batch) -> Tensor:
         """The frames of a batch, in the precision of the weights."""
@@ -181,6 +186,7 @@ class FlowVAEModule(LightningModule):
             result[f"{group}/mean"] = sum(values) / len(values)
         per_frame = "equivariance_error_per_frame/"
         result |= {key: float(value) for key, value in logged.items() if key.startswith(per_frame)}
+        result |= {key: float(value) for key, value in logged.items() if key.startswith("composition/")}
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
@@ -232,3 +238,9 @@ def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: s
     for key, value in metrics.baselines(vae, x, k, t).items():
         numbers[f"{key}/{name}"] = value.sum(0).mean()
     return numbers
+
+
+def composition_errors(vae: FlowVAE, x0: Tensor, source: Sequences) -> dict[str, Tensor]:
+    """Return the errors of `composition.errors` on stills x0 (B, C, H, W) of a set of sequences, batch means."""
+    errors = composition.errors(vae, x0, source.transformations or {}, num_frames=source.num_frames)
+    return {f"composition/{name}": error.mean() for name, error in errors.items()}
