@@ -20,12 +20,16 @@ from ..data import Sequences
 
 
 class Batch(NamedTuple):
-    """What is stored of B things (B, …), their transformations (B,), times and weights of their frames (B, m+1)."""
+    """What is stored of B things (B, …), their transformations (B,), times and weights of their frames (B, m+1).
+
+    `start` says by how much of each transformation (B, K) what is stored is transformed before; None for not at all.
+    """
 
     stored: Tensor
     k: Tensor
     t: Tensor
     mask: Tensor | None
+    start: Tensor | None = None
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
@@ -76,10 +80,14 @@ class Drawn(Dataset[Batch]):
         frames_per_step: frames decoded of each, see `draw_frames`.
         seed: of the draws.
         rank: number of this process.
+        random_starts: whether sequences begin anywhere, see `draw_starts`.
     """
 
-    def __init__(self, source: Sequences, frames_per_step: int, seed: int, rank: int = 0) -> None:
+    def __init__(
+        self, source: Sequences, frames_per_step: int, seed: int, rank: int = 0, random_starts: bool = False
+    ) -> None:
         self.source, self.frames_per_step, self.seed, self.rank = source, frames_per_step, seed, rank
+        self.random_starts = random_starts
 
     def __len__(self) -> int:
         return len(self.source)
@@ -90,7 +98,10 @@ class Drawn(Dataset[Batch]):
         draws = generator(self.seed, chosen[0][0], self.rank, 1)
         k = torch.randint(len(self.source.names), (len(index),), generator=draws)
         t, mask = draw_frames(self.source.times, len(index), self.frames_per_step, draws)
-        return Batch(self.source.read(index, k, t), k, t, mask)
+        start = None
+        if self.random_starts:
+            t, start = draw_starts(t, k, len(self.source.names), float(self.source.times[-1]), draws)
+        return Batch(self.source.read(index, k, t), k, t, mask, start)
 
 
 class Whole(Dataset[Batch]):
@@ -154,3 +165,36 @@ def draw_frames(
     drawn = [part[torch.randint(len(part), (batch,), generator=draws)] for part in stretches]
     lengths = torch.tensor([0.0, *(len(part) for part in stretches)])
     return torch.stack([times[:1].expand(batch), *drawn], 1), lengths.expand(batch, -1)
+
+
+def draw_starts(
+    t: Tensor, k: Tensor, count: int, last: float, draws: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw where sequences begin, so that training sees what one transformation does to the work of others.
+
+    Each of the other transformations has been applied before with probability ½, by an amount uniform in [0, T]. With
+    probability ½ the sequence's own goes not from 0 to T but between two times uniform in [0, T], in either direction:
+    the times of all its frames are stretched to these.
+
+    Arguments:
+        t: times of the frames, (m+1,) or (B, m+1), within [0, T].
+        k: the transformation of each sequence (B,).
+        count: number of transformations K.
+        last: T.
+        draws: the generator to use.
+
+    Returns:
+        The times (B, m+1), and how much of each transformation there is before (B, K), 0 of a sequence's own.
+
+    Example:
+        >>> t, start = draw_starts(torch.arange(9.0), torch.tensor([0, 2]), count=3, last=8.0)
+        >>> t.shape, start.shape, start[0, 0].item(), start[1, 2].item()
+        (torch.Size([2, 9]), torch.Size([2, 3]), 0.0, 0.0)
+    """
+    batch, rows = len(k), torch.arange(len(k))
+    some = torch.rand(batch, count, generator=draws) < 0.5
+    start = last * torch.rand(batch, count, generator=draws) * some
+    anywhere = last * torch.rand(batch, generator=draws)
+    begin, end = start[rows, k], torch.where(some[rows, k], anywhere, last)
+    start[rows, k] = 0
+    return begin[:, None] + (end - begin)[:, None] * (t / last), start

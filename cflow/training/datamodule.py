@@ -39,6 +39,7 @@ class SequenceDataModule(LightningDataModule):
         val_samples: int = 500,
         test_samples: int = 2000,
         num_workers: int = 0,
+        random_starts: bool = False,
         transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
         source: Any = None,
     ) -> None:
@@ -52,6 +53,7 @@ class SequenceDataModule(LightningDataModule):
             val_samples: at most so many held-out things for the validation error.
             test_samples: at most so many things for the test.
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
+            random_starts: train from images that other transformations have changed, and backwards: what is composed.
             transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
@@ -71,6 +73,11 @@ class SequenceDataModule(LightningDataModule):
         if not isinstance(source, Sequences):
             raise ArgumentTypeError(f"data.source: expected a cflow.data.Sequences, got {type(source).__name__}")
         self.source = source
+        if random_starts and source.transformations is None:
+            raise ArgumentError(
+                f"data.random_starts: {type(source).__name__} holds no images that are transformed; leave it out"
+            )
+        self.random_starts = random_starts
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_samples, self.test_samples = val_samples, test_samples
 
@@ -102,7 +109,7 @@ class SequenceDataModule(LightningDataModule):
             rank=rank,
             world_size=trainer.world_size,
         )
-        drawn = Drawn(train, model.frames_per_step, model.seed, rank)
+        drawn = Drawn(train, model.frames_per_step, model.seed, rank, self.random_starts)
         return self._loader(drawn, batch_sampler=stream, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .. import composition, metrics
 from ..checks import at_least
-from ..data import Sequences
+from ..data import Sequences, compose
+from ..data.stills import as_float
 from ..errors import ArgumentError
 from ..nets import ModelConfig
 from ..vae import FlowVAE
@@ -173,7 +174,10 @@ class FlowVAEModule(LightningModule):
 
     def _frames(self, batch: Batch) -> Tensor:
         """The frames of a batch, in the precision of the weights."""
-        x = self.data.source.frames(batch.stored, batch.k, batch.t)
+        source, stored = self.data.source, batch.stored
+        if batch.start is not None:
+            stored = compose(as_float(stored), batch.start[:, None], source.transformations)[:, 0]
+        x = source.frames(stored, batch.k, batch.t)
         return x.to(next(self.parameters()).dtype)
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
