@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[int, Box]] = {
     "populations_in_motion": (5, (0.14, 0.165, 0.97, 0.885)),
     "potential_flow_2d": (0, (0.03, 0.22, 0.95, 0.93)),
     "solvers_and_gradients": (0, (0.552, 0.075, 0.905, 0.52)),
+    "the_algebra_of_what_was_learned": (0, (0.5175, 0.281, 0.8955, 0.47)),
     "transformations_and_times": (2, (0.52, 0.377, 0.897, 0.621)),
     "your_own_model": (2, (0.56, 0.076, 0.886, 0.87)),
 }

@@ -31,6 +31,7 @@ ROWS = [
     "nets",
     "checkpoint",
     "metrics plots",
+    "composition",
     "training",
 ]
 DATA = {"errors", "modes", "checks", "times", "data"}

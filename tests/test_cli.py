@@ -19,7 +19,9 @@ import cflow
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("jsonargparse")
 
-from cflow.training import app, cli, presets, runs
+from cflow.data import PAPER
+from cflow.data.digits import load_digits
+from cflow.training import app, cli, compositions, presets, runs
 
 # The smallest model that goes through every part of a fit.
 TINY = [
@@ -78,6 +80,9 @@ def test_metrics_have_the_agreed_keys(fitted) -> None:
     groups = ("equivariance_error", "copy_input", "black", "no_flow")
     wanted = {f"{group}/{name}" for group in groups for name in [*NAMES, "mean"]}
     wanted |= {f"equivariance_error_per_frame/{name}/{t}" for name in NAMES for t in range(1, 9)}
+    composed = ["superposition", "switch", "half_frames", "inverse", "there_and_back", "twice_horizon", "closure"]
+    wanted |= {f"composition/{name}{key}" for name in composed for key in ("", "/copy_input", "/black", "/no_flow")}
+    wanted |= {"composition/commutator", "composition/commutator/truth"}
     wanted |= {"reconstruction_l1", "elbo", "log_likelihood", "seconds", "samples"}
     assert set(metrics) == wanted
     assert all(isinstance(value, float) for value in metrics.values())
@@ -97,6 +102,7 @@ def test_fit_ends_with_the_table_and_where_the_files_are(fitted) -> None:
     assert lines[-2].startswith("runs/digits/version_0/: ")
     assert re.fullmatch(r"6 steps in \d+ s of training, [\d.]+ steps a second", lines[-1])
     assert any(line.startswith("equivariance error") for line in lines)
+    assert any(re.match(r"superposition( +[\d.]+){4}$", line) for line in lines)
     assert "GPU available" not in fitted[1]
     assert "Tip" not in fitted[1]
 
@@ -167,6 +173,99 @@ def test_traverse_draws(there, tmp_path) -> None:
     with Image.open(tmp_path / "traversals.gif") as gif:
         assert gif.n_frames == 9
     assert (tmp_path / "traversals.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "title", "t", "amounts"),
+    [
+        (["--weights", "0.5,-1,0"], "0.5 scaling − rotation", range(9), lambda t: [t / 2, -t, 0]),
+        (["--weights", "-1,0,0", "--times", "-2,-1.5"], "−scaling", [-2, -1.5], lambda t: [-t, 0, 0]),
+        (
+            ["--schedule", "0:scaling,4:1,6:0/0/0.5", "--times", "0,3,5,7.5"],
+            "scaling, from t = 4 on rotation, from t = 6 on 0.5 hue",
+            [0, 3, 5, 7.5],
+            lambda t: [min(t, 4), min(max(t - 4, 0), 2), max(t - 6, 0) / 2],
+        ),
+        (
+            ["--schedule=0:hue,4:scaling", "--times=8,4,0"],
+            "hue, from t = 4 on scaling",
+            [8, 4, 0],
+            lambda t: [max(t - 4, 0), 0, min(t, 4)],
+        ),
+    ],
+    ids=["weights", "inverse", "schedule", "back"],
+)
+def test_traverse_composes(there, tmp_path, monkeypatch, words, title, t, amounts) -> None:
+    from cflow.training import results
+
+    shown = {}
+
+    def recorded(true, made, names, *, times):
+        shown.update(true=true[0], made=made[0], names=names, times=times)
+        return draw(true, made, names, times=times)
+
+    draw = results.traversal_grid
+    monkeypatch.setattr(results, "traversal_grid", recorded)
+    out = tmp_path / "pictures"
+    assert cli.main(["traverse", "--ckpt_path", "last", "--out_dir", str(out), "--num_samples", "1", *words]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [f"composition.{kind}" for kind in ("gif", "png", "webp")]
+    assert shown["names"] == [title]
+    assert shown["times"] == list(t)
+    still = load_digits("test")[:1] / 255
+    order = {"hue": 2, "scaling": 0} if title.startswith("hue") else {"scaling": 0, "rotation": 1, "hue": 2}
+    for now, frame in zip(t, shown["true"], strict=True):
+        wanted = still
+        for name, k in order.items():
+            wanted = PAPER[name](wanted, torch.tensor(float(amounts(now)[k])))
+        torch.testing.assert_close(frame, wanted[0], rtol=0, atol=1e-5)
+    assert shown["made"].shape == shown["true"].shape
+
+
+def test_traverse_at_other_times_draws_every_transformation(there, tmp_path) -> None:
+    from PIL import Image
+
+    words = ["--ckpt_path", "last", "--out_dir", str(tmp_path), "--times", "0,0.5,12.5"]
+    assert cli.main(["traverse", *words]) == 0
+    with Image.open(tmp_path / "traversals.gif") as gif:
+        assert gif.n_frames == 3
+
+
+ASKED = [
+    ({"weights": "1,2"}, r"--weights 1,2: expected 3 numbers, separated by ',', for scaling, rotation, hue; got 2"),
+    ({"weights": "1,x,0"}, "--weights 1,x,0: expected numbers, got 'x'"),
+    ({"weights": "1,nan,0"}, "--weights 1,nan,0: expected finite numbers, got 'nan'"),
+    ({"weights": "1,0,0", "schedule": "0:hue"}, "--weights, --schedule: give one of the two"),
+    ({"schedule": "0:scalling"}, "'scalling' is no transformation; expected scaling, .* Did you mean 'scaling'?"),
+    ({"schedule": "0:3"}, "'3' is no transformation; expected scaling, rotation, hue, or 0 to 2"),
+    ({"schedule": "0:1/0"}, "--schedule 0:1/0: 1/0: expected 3 numbers, separated by '/'"),
+    ({"schedule": "0:inf/0/0"}, "expected finite numbers, got 'inf'"),
+    ({"schedule": "scaling"}, "expected pieces start:transformation, such as 0:scaling, got 'scaling'"),
+    ({"schedule": "0:"}, "expected pieces start:transformation, such as 0:scaling, got '0:'"),
+    ({"schedule": "now:hue"}, "--schedule now:hue: expected numbers, got 'now'"),
+    ({"schedule": "0:hue,0:scaling"}, "expected starts that increase, got 0, 0"),
+    ({"schedule": "2:scaling"}, "--schedule 2:scaling: begins at 2, but the times asked for are 0 to 8; change it"),
+    ({"schedule": "0:scaling,8:hue"}, "its last piece begins at 8, but the times asked for are 0 to 8"),
+    ({"times": "0,1,0.5"}, "--times 0,1,0.5: expected times that increase, or that decrease"),
+    ({"times": "0,0,1"}, "expected times that increase, or that decrease"),
+    ({"times": "1"}, "expected 2 to 100 times, separated by ',', got 1"),
+    ({"times": ",".join(map(str, range(101)))}, "expected 2 to 100 times, separated by ',', got 101"),
+    ({"times": "0,inf"}, "--times 0,inf: expected finite numbers, got 'inf'"),
+    ({"times": "0;1"}, "--times 0;1: expected numbers, got '0;1'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "message"), ASKED, ids=[message[:40] for _, message in ASKED])
+def test_what_cannot_be_composed_says_so(asked, message) -> None:
+    with pytest.raises(cflow.ArgumentError, match=re.sub(r"\?$", r"\\?", message)):
+        compositions.asked(NAMES, torch.arange(9.0), **asked)
+
+
+def test_a_wrong_composition_is_one_line_and_code_2(there, tmp_path, capsys) -> None:
+    assert cli.main(["traverse", "--ckpt_path", "last", "--schedule", "0:scalling", "--out_dir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "Did you mean 'scaling'?" in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_resume_goes_on_with_the_new_learning_rate(there, monkeypatch) -> None:
@@ -291,7 +390,7 @@ def test_help_begins_with_the_model_and_hides_what_is_rare(capsys) -> None:
     model, data, trainer = (short.index(f"--{name}") for name in ("model.lr", "data.dataset", "trainer.max_steps"))
     assert model < data < trainer
     assert "--trainer.sync_batchnorm" not in short
-    assert short.count("\n") < 280
+    assert short.count("\n") < 300
     with pytest.raises(SystemExit, match="0"):
         cli.main(["fit", "--help_all"])
     assert "--trainer.sync_batchnorm" in capsys.readouterr().out

@@ -47,6 +47,24 @@ def test_grid_true_frames_stand_above_generated_ones() -> None:
     assert bottoms["true/scaling/1"] > bottoms["generated/scaling/1"]
 
 
+def test_the_input_stands_alone_where_no_truth_is_known(tmp_path) -> None:
+    ax = plots.traversal_grid(frames(0)[:, :1], frames(1), NAMES).axes[0]
+    assert {image.get_gid() for image in ax.images} == {
+        "input/scaling",
+        *(f"generated/scaling/{t}" for t in range(1, 5)),
+    }
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["generated"]
+    known = plots.traversal_grid(frames(0), frames(1), NAMES).axes[0]
+    assert [label.get_text() for label in known.get_yticklabels()] == ["generated", "true"]
+    still = frames(0)[:, :1].expand(-1, 5, -1, -1, -1)
+    alone = pictures(plots.traversal_animation(tmp_path / "a.webp", frames(0)[:, :1], frames(1), NAMES))
+    twice = pictures(plots.traversal_animation(tmp_path / "b.webp", still, frames(1), NAMES))
+    assert len(alone) == 5
+    for one, other in zip(alone, twice, strict=True):
+        differing = (np.asarray(one).astype(int) != np.asarray(other)).any(-1).nonzero()[0]
+        assert 26 <= differing.min() <= differing.max() < 52  # the heading "input", in its line
+
+
 def test_grid_draws_into_given_axes_and_grey_images() -> None:
     from matplotlib.figure import Figure
 

@@ -19,14 +19,16 @@ import pytest
 import torch
 
 import cflow
-from cflow import metrics
+from cflow import composition, metrics
+from cflow.composition import together
 from cflow.data import Sequences, make_sequence
 from cflow.data.digits import load_digits
 
 pl = pytest.importorskip("pytorch_lightning")
 
+from cflow.training import module as module_file  # noqa: E402
 from cflow.training import progress, results  # noqa: E402
-from cflow.training.batches import Drawn, Stream, draw_frames, mixed  # noqa: E402
+from cflow.training.batches import Drawn, Stream, draw_frames, draw_starts, mixed  # noqa: E402
 from cflow.training.checkpoints import checkpoint_callbacks  # noqa: E402
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
 from cflow.training.module import FlowVAEModule, learning_rate_factor  # noqa: E402
@@ -329,6 +331,87 @@ def test_a_set_of_sequences_of_ones_own_is_trained_on(tmp_path) -> None:
     assert numbers["copy_input/up"] == pytest.approx(10 * 16 / 255, rel=1e-4)
     figures = results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=2)
     assert all(path.is_file() for path in figures)
+
+
+def test_data_that_cannot_be_composed_shows_its_input(tmp_path, monkeypatch) -> None:
+    data, drawn = SequenceDataModule(source=Counting()), []
+    module = FlowVAEModule(**SMALL, image_shape=data.image_shape, num_flows=2)
+    monkeypatch.setattr(results, "traversal_animation", lambda path, *rest, **more: drawn.append(rest) or path)
+
+    def draw(t):
+        results.draw(module, data, tmp_path, torch.device("cpu"), 2, [together([0, 1], 2)], torch.tensor(t), "both")
+
+    draw([0.0, 1.5, 3.0])
+    true, made, titles = drawn[0]
+    assert true.shape == (1, 2, 1, 1, 4, 4)
+    assert made.shape == (1, 2, 3, 1, 4, 4)
+    assert titles == ["up + down"]
+    torch.testing.assert_close(true[0, :, 0, 0, 0, 0] * 255, torch.tensor([20.0, 29.0]))
+    both = module.vae.traverse(true[0, :, 0], torch.tensor([1.0, 1.0]), [0.0, 1.5, 3.0])
+    torch.testing.assert_close(made[0], both.transpose(0, 1))
+    with pytest.raises(cflow.ArgumentError, match=r"^--times: Counting cannot render what is composed; begin with"):
+        draw([1.0, 2.0])
+    with pytest.raises(cflow.ArgumentError, match=r"^data\.random_starts: Counting holds no images"):
+        SequenceDataModule(source=Counting(), random_starts=True)
+
+
+def test_compositions_are_measured_on_the_first_held_out_things(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(module_file, "COMPOSED_THINGS", 7)
+    module, data = FlowVAEModule(**SMALL), SequenceDataModule(batch_size=5, test_samples=12)
+    numbers = trainer(tmp_path).test(module, data, verbose=False)[0]
+    errors = composition.errors(module.vae.eval(), load_digits("test")[:7] / 255, data.source.transformations)
+    measured = {key.removeprefix("composition/"): value for key, value in numbers.items() if "composition/" in key}
+    assert measured == pytest.approx({name: error.mean().item() for name, error in errors.items()}, rel=1e-4)
+
+
+def test_random_starts_begin_with_what_others_have_done() -> None:
+    t = torch.arange(9.0)
+    k = torch.arange(3).repeat(20_000)
+    stretched, start = draw_starts(t, k, 3, 8.0, torch.Generator().manual_seed(0))
+    rows = torch.arange(len(k))
+    assert start.min() == 0
+    assert 7.9 < start.max() <= 8
+    assert start[rows, k].max() == 0
+    others = torch.ones_like(start, dtype=torch.bool).index_put_((rows, k), torch.tensor(False))
+    assert (start[others] > 0).float().mean() == pytest.approx(0.5, abs=0.01)
+    assert start[others][start[others] > 0].mean() == pytest.approx(4.0, abs=0.05)
+    plain = (stretched == t).all(1)
+    assert plain.float().mean() == pytest.approx(0.5, abs=0.01)
+    assert stretched.min() >= 0
+    assert stretched.max() <= 8
+    ends = stretched[~plain][:, [0, -1]]
+    assert (ends[:, 1] > ends[:, 0]).float().mean() == pytest.approx(0.5, abs=0.02)
+    assert torch.corrcoef(ends.T)[0, 1].abs() < 0.02
+    torch.testing.assert_close(stretched, torch.lerp(stretched[:, :1], stretched[:, -1:], t / 8))
+    own = draw_starts(torch.tensor([[0.0, 2.0], [0.0, 5.0]]), torch.tensor([0, 2]), 3, 8.0)[0]
+    assert own.shape == (2, 2)
+
+
+def test_a_step_with_random_starts_sees_them(tmp_path, monkeypatch) -> None:
+    module, data, seen = FlowVAEModule(**SMALL), SequenceDataModule(batch_size=6, random_starts=True), []
+    monkeypatch.setattr(module.vae, "elbo", lambda *given, **more: seen.append(given) or elbo(*given, **more))
+    elbo = cflow.FlowVAE.elbo.__get__(module.vae)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(module, data)
+    x, k, t, mask = seen[0]
+    train = data.source.split("train")
+    stream = Stream(len(train), 6, seed=module.seed, start=lambda: 0)
+    index = stream.batch(0)
+    batch = Drawn(train, 2, module.seed, random_starts=True).__getitems__([(0, thing) for thing in index])
+    functions = list(cflow.data.PAPER.values())
+    assert (batch.start > 0).any()
+    for i in range(6):
+        still = load_digits("train")[index[i]][None] / 255
+        for function, amount in zip(functions, batch.start[i], strict=True):
+            if amount:
+                still = function(still, amount)
+        for frame in range(3):
+            wanted = functions[k[i]](still, t[i, frame])[0]
+            torch.testing.assert_close(x[i, frame], wanted, rtol=0, atol=1e-5)
+    assert torch.equal(mask, batch.mask)
+    plain = Drawn(train, 2, module.seed).__getitems__([(0, thing) for thing in index])
+    assert plain.start is None
+    assert torch.equal(plain.k, batch.k)
+    assert not torch.equal(plain.t, batch.t)
 
 
 def test_batches_are_what_is_stored() -> None:

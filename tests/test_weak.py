@@ -204,7 +204,7 @@ def test_a_picture_follows_the_flow_that_was_found_and_says_which(tmp_path, monk
     monkeypatch.setattr(module.vae, "infer_flow", turned)
     results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=3)
     true, made, names = drawn[0]
-    assert names == ["scaling, flow 1", "rotation, flow 2", "hue, flow 0"]
+    assert names == ["scaling (flow 1)", "rotation (flow 2)", "hue (flow 0)"]
     for row, flow in enumerate((1, 2, 0)):
         wanted = module.vae.traverse(true[row, :, 0], flow, data.source.times).transpose(0, 1)
         torch.testing.assert_close(made[row], wanted, atol=1e-4, rtol=0)
@@ -213,7 +213,7 @@ def test_a_picture_follows_the_flow_that_was_found_and_says_which(tmp_path, monk
 def test_the_table_says_which_flow_became_what() -> None:
     numbers = {"equivariance_error/hue": 80.0, "copy_input/hue": 160.0, "flow/hue": 2.0}
     lines = results.table(numbers | {"flow_accuracy": 0.9876, "flow_calibration_error": 0.0123}).splitlines()
-    assert lines[1].split() == ["hue,", "flow", "2", "80.0", "160.0", "2.00"]
+    assert lines[1].split() == ["hue", "(flow", "2)", "80.0", "160.0", "2.00"]
     assert lines[-1] == "accuracy of q(k|x) 0.988 · its calibration error 0.012"
 
 
@@ -239,7 +239,7 @@ def test_a_run_says_how_flows_are_inferred(fitted) -> None:
     assert sorted(numbers[f"flow/{name}"] for name in NAMES) == [0.0, 1.0, 2.0]
     assert 1 / 3 <= numbers["flow_accuracy"] <= 1
     for name in NAMES:
-        assert f"{name}, flow {numbers[f'flow/{name}']:.0f} " in said
+        assert f"{name} (flow {numbers[f'flow/{name}']:.0f}) " in said
     assert f"accuracy of q(k|x) {numbers['flow_accuracy']:.3f}" in said
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["labelled"] == 0.01

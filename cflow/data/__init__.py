@@ -4,6 +4,18 @@ from .digits import Digits
 from .mnist import MNIST
 from .source import Sequences
 from .stills import Stills
-from .transformations import PAPER, hue, make_sequence, rotation, scaling
+from .transformations import PAPER, PERIODS, compose, hue, make_sequence, rotation, scaling
 
-__all__ = ["MNIST", "PAPER", "Digits", "Sequences", "Stills", "hue", "make_sequence", "rotation", "scaling"]
+__all__ = [
+    "MNIST",
+    "PAPER",
+    "PERIODS",
+    "Digits",
+    "Sequences",
+    "Stills",
+    "compose",
+    "hue",
+    "make_sequence",
+    "rotation",
+    "scaling",
+]

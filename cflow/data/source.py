@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from .images import Split
+from .transformations import Transformation
 
 
 class Sequences(ABC):
@@ -21,11 +23,14 @@ class Sequences(ABC):
         names: the transformations; k = 1 is names[1].
         image_shape: (C, H, W) of a frame.
         num_frames: T+1, the frames of a whole sequence.
+        transformations: name → function, where what is stored are images that these make frames of: several can then
+            be applied to one, see `compose`. None for other data.
     """
 
     names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     num_frames: int
+    transformations: Mapping[str, Transformation] | None = None
 
     @abstractmethod
     def split(self, name: Split) -> Sequences:

@@ -49,7 +49,7 @@ class Stills(Sequences):
         if image_shape is None:
             raise ArgumentError("image_shape: a function that loads images does not say their shape; give (C, H, W)")
         self.images = images
-        self.transformations = dict(PAPER if transformations is None else transformations)
+        self.transformations: dict[str, Transformation] = dict(PAPER if transformations is None else transformations)
         self.names, self.image_shape, self.num_frames = tuple(self.transformations), image_shape, num_frames
         self._parts: dict[str, Stills] = {}
 

@@ -73,6 +73,9 @@ def hue(x0: Tensor, t: Tensor) -> Tensor:
 PAPER: dict[str, Transformation] = {"scaling": scaling, "rotation": rotation, "hue": hue}
 """The transformations of the paper's MNIST experiments."""
 
+PERIODS: dict[Transformation, float] = {rotation: 36.0, hue: 18.0}
+"""After how many frames a transformation is back where it began, where it ever is; add your own."""
+
 
 def make_sequence(
     x0: Tensor,
@@ -109,13 +112,64 @@ def make_sequence(
         rows = (k == i).nonzero()[:, 0]
         if len(rows):
             still = repeat(x0[rows], "b c h w -> (b t) c h w", t=frames)
-            with torch.autocast(x0.device.type, enabled=False):  # half precision would move the pixels
-                made = function(still, rearrange(times[rows], "b t -> (b t)"))
-            if not isinstance(made, Tensor) or made.shape != still.shape:
-                got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
-                raise ArgumentError(f"transformations[{name!r}]: expected images {tuple(still.shape)}, got {got}")
+            made = _transformed(name, function, still, rearrange(times[rows], "b t -> (b t)"))
             out[rows] = rearrange(made, "(b t) c h w -> b t c h w", t=frames).to(out.dtype)
     return out
+
+
+def compose(
+    x0: Tensor,
+    amounts: Tensor,
+    transformations: Mapping[str, Transformation] | None = None,
+    order: Sequence[int] | None = None,
+) -> Tensor:
+    r"""Images under several transformations, each applied to what the one before has made, (B, N, C, H, W).
+
+    .. math:: x_n = T_j(… T_i(x_0, a_{ni}) …, a_{nj}), \quad i, …, j: \text{the order}
+
+    Arguments:
+        x0: images (B, C, H, W), floating point.
+        amounts: how far each transformation goes, in frames, (N, K), or (B, N, K) for each image's own. 0 leaves an
+            image alone.
+        transformations: name → function; the paper's by default.
+        order: numbers of the transformations from the first to the last; as they are listed by default.
+
+    Raises:
+        ArgumentError: shapes that do not go together, or amounts that are not finite.
+        ArgumentTypeError: images that are not floating point.
+
+    Example:
+        >>> x0 = torch.rand(2, 3, 8, 8)
+        >>> both = compose(x0, torch.tensor([[0.0, 0.0, 0.0], [9.0, 0.0, 6.0]]))  # as it was; magnified and recoloured
+        >>> bool((both[:, 1] == hue(scaling(x0, torch.tensor(9.0)), torch.tensor(6.0))).all())
+        True
+    """
+    named = PAPER if transformations is None else transformations
+    x0, amounts = _images(x0), as_time_tensor(amounts, "amounts")
+    batch, count = len(x0), len(named)
+    if amounts.ndim not in (2, 3) or amounts.shape[-1] != count or (amounts.ndim == 3 and len(amounts) != batch):
+        raise ArgumentError(
+            f"amounts: expected (N, K) or (B, N, K) with B = {batch} and K = {count}, got {tuple(amounts.shape)}"
+        )
+    frames = amounts.shape[-2]
+    far = rearrange(amounts.to(x0).expand(batch, frames, count), "b n k -> (b n) k")
+    out = x0.repeat_interleave(frames, 0)  # a copy, of one frame too
+    functions = list(named.items())
+    for i in range(count) if order is None else order:
+        rows = far[:, i].nonzero()[:, 0]
+        if len(rows):
+            out[rows] = _transformed(*functions[i], out[rows], far[rows, i]).to(out.dtype)
+    return rearrange(out, "(b n) c h w -> b n c h w", n=frames)
+
+
+def _transformed(name: str, function: Transformation, x: Tensor, t: Tensor) -> Tensor:
+    """What a transformation makes of images (B, C, H, W) at times (B,), checked."""
+    with torch.autocast(x.device.type, enabled=False):  # half precision would move the pixels
+        made = function(x, t)
+    if not isinstance(made, Tensor) or made.shape != x.shape:
+        got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+        raise ArgumentError(f"transformations[{name!r}]: expected images {tuple(x.shape)}, got {got}")
+    return made
 
 
 def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Tensor]:

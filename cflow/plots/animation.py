@@ -42,8 +42,9 @@ def traversal_animation(
 
     Arguments:
         path: the file to write, whose name ends in .gif or .webp; its folder must exist.
-        true: true frames (K, T+1, C, H, W) or, with S examples, (K, S, T+1, C, H, W), in [0, 1].
-        generated: frames the model makes, of the same shape.
+        true: true frames (K, T+1, C, H, W) or, with S examples, (K, S, T+1, C, H, W), in [0, 1]. The input alone, of
+            shape (…, 1, C, H, W), where no more is known, stands still.
+        generated: frames the model makes, (K, T+1, C, H, W) or (K, S, T+1, C, H, W).
         names: the K names of the transformations.
         times: times of the frames, in frames (T+1,); 0..T by default.
         duration: how long a frame is shown, in milliseconds; the first and last stay four times as long.
@@ -73,12 +74,13 @@ def traversal_animation(
             raise ArgumentError(f"{label}={value!r} must be a positive integer.")
     real, made = as_frames(true, "true", 5, 6), as_frames(generated, "generated", 5, 6)
     check_pair(real, made, names)
-    labels = time_labels(times, real.shape[-4])
-    sides = [_strips(frames) for frames in (real, made)]
+    labels = time_labels(times, made.shape[-4])
+    left = "true" if real.shape == made.shape else "input"
+    sides = [_strips(frames) for frames in (np.broadcast_to(real, made.shape), made)]
     height, width = (scale * n for n in sides[0].shape[2:4])
     draw = _indexed if suffix == ".gif" else _exact
     pictures = [
-        draw(_canvas(names, f"t = {label}", height, width), [side[i] for side in sides], scale)
+        draw(_canvas(names, f"t = {label}", left, height, width), [side[i] for side in sides], scale)
         for i, label in enumerate(labels)
     ]
     durations = [duration * (4 if i in (0, len(pictures) - 1) else 1) for i in range(len(pictures))]
@@ -96,15 +98,15 @@ def _strips(frames: Array) -> Pixels:
     return rearrange(spaced, "k s t h w c -> t k h (s w) c")[..., :-1, :]
 
 
-def _canvas(names: Sequence[str], time: str, height: int, width: int) -> Pixels:
-    """What stands around K strips of a height and width on either side, (H, W, 3)."""
+def _canvas(names: Sequence[str], time: str, left: str, height: int, width: int) -> Pixels:
+    """What stands around K strips of a height and width on either side, (H, W, 3); `left` heads the left one."""
     from PIL import Image, ImageDraw, ImageFont
 
     font = ImageFont.load_default(size=FONT_SIZE)
     canvas = Image.new("RGB", (2 * width + 3 * MARGIN, len(names) * (height + LINE) + 2 * LINE + MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, 4), time, fill=BLACK, font=font)
-    draw.text((MARGIN, LINE + 2), "true", fill=TRUE_COLOUR, font=font)
+    draw.text((MARGIN, LINE + 2), left, fill=TRUE_COLOUR, font=font)
     draw.text((width + 2 * MARGIN, LINE + 2), "generated", fill=GENERATED_COLOUR, font=font)
     for row, name in enumerate(names):
         draw.text((MARGIN, 2 * LINE + row * (height + LINE) + 2), name.replace("_", " "), fill=BLACK, font=font)

@@ -26,9 +26,11 @@ def as_frames(images: torch.Tensor | Array, name: str, *ndims: int) -> Array:
 
 def check_pair(real: Array, made: Array, names: Sequence[str]) -> None:
     """Raise an error where true and generated frames, or the names of their rows, do not belong together."""
-    if real.shape != made.shape:
+    input_alone = (*made.shape[:-4], 1, *made.shape[-3:])
+    if real.shape not in (made.shape, input_alone):
         raise ArgumentError(
-            f"generated has shape {made.shape} and true {real.shape} (channels last): they must be equal."
+            f"generated has shape {made.shape} and true {real.shape} (channels last): they must be equal, or true "
+            "have the input alone."
         )
     if len(names) != real.shape[0]:
         raise ArgumentError(f"names has {len(names)} entries for {real.shape[0]} transformations.")

@@ -30,8 +30,9 @@ def traversal_grid(
     Every image is its own artist, whose ``gid`` says what it shows, e.g. ``"generated/rotation/3"``.
 
     Arguments:
-        true: true frames (K, T+1, C, H, W) in [0, 1], C = 1 or 3; frame 0 is the input.
-        generated: frames the model makes of it, of the same shape; its frame 0 is not drawn.
+        true: true frames (K, T+1, C, H, W) in [0, 1], C = 1 or 3; frame 0 is the input. The input alone,
+            (K, 1, C, H, W), where no more is known.
+        generated: frames the model makes of it, (K, T+1, C, H, W); its frame 0 is not drawn.
         names: the K names of the transformations.
         times: times of the frames, in frames (T+1,); 0..T by default.
         axes: K matplotlib axes to draw into, one a transformation; a new figure by default.
@@ -54,7 +55,7 @@ def traversal_grid(
 
     real, made = as_frames(true, "true", 5), as_frames(generated, "generated", 5)
     check_pair(real, made, names)
-    count, length = real.shape[:2]
+    count, length = made.shape[:2]
     labels = time_labels(times, length)
     if axes is None:
         height, width = real.shape[2:4]
@@ -69,7 +70,8 @@ def traversal_grid(
 
 
 def _draw_row(ax: Axes, real: Array, made: Array, name: str, labels: list[str]) -> None:
-    length, height, width = real.shape[:3]
+    length, height, width = made.shape[:3]
+    known = len(real) == length
     gap, start = 0.06 * width, 1.45 * width
 
     def show(image: Array, left: float, bottom: float, gid: str) -> None:
@@ -80,17 +82,18 @@ def _draw_row(ax: Axes, real: Array, made: Array, name: str, labels: list[str]) 
     show(real[0], 0.0, top / 2, f"input/{name}")
     lefts = [start + (t - 1) * (width + gap) for t in range(1, length)]
     for t, left in zip(range(1, length), lefts, strict=True):
-        show(real[t], left, top, f"true/{name}/{labels[t]}")
+        if known:
+            show(real[t], left, top, f"true/{name}/{labels[t]}")
         show(made[t], left, 0.0, f"generated/{name}/{labels[t]}")
     ax.set_xlim(-0.5, (lefts[-1] if lefts else 0.0) + width + 0.5)
     ax.set_ylim(-0.5, top + height + 0.5)
     ax.set_aspect("equal")
     ax.set_title(name.replace("_", " "), loc="left", fontsize=10, fontweight="bold", pad=3)
     ax.set_xticks([width / 2, *(left + width / 2 for left in lefts)], ["input", *(f"t = {s}" for s in labels[1:])])
-    ax.set_yticks([top + height / 2, height / 2], ["true", "generated"])
+    ax.set_yticks([height / 2, top + height / 2][: 1 + known], ["generated", "true"][: 1 + known])
     ax.yaxis.tick_right()
     ax.tick_params(length=0, labelsize=8)
-    for text, colour in zip(ax.get_yticklabels(), (TRUE_COLOUR, GENERATED_COLOUR), strict=True):
+    for text, colour in zip(ax.get_yticklabels(), (GENERATED_COLOUR, TRUE_COLOUR), strict=False):
         text.set_color(colour)
     for spine in ax.spines.values():
         spine.set_visible(False)

@@ -150,7 +150,7 @@ class CflowCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Make presets, and what the checkpoint stores, defaults; then parse what the user wrote."""
-        words = [str(word) for word in args] if isinstance(args, list) else []
+        words = with_signs([str(word) for word in args] if isinstance(args, list) else [])
         command, wanted = words[0], cast(Parser, self._subcommand_parsers[words[0]])
         names = [*given(words, "--config"), *given(words, "-c")]
         checkpoint = last(words, "--ckpt_path")
@@ -261,6 +261,22 @@ def given(words: Sequence[str], option: str) -> list[str]:
     values = [(i, value) for i, (name, value) in enumerate(pairwise(words)) if name == option]
     values += [(i, word.split("=", 1)[1]) for i, word in enumerate(words) if word.startswith(f"{option}=")]
     return [value for _, value in sorted(values)]
+
+
+def with_signs(words: Sequence[str]) -> list[str]:
+    """Return a command line in which a list of numbers that begins with a minus is no option.
+
+    Example:
+        >>> with_signs(["traverse", "--weights", "-1,0.5,0"])
+        ['traverse', '--weights=-1,0.5,0']
+    """
+    joined: list[str] = []
+    for word in words:
+        if joined and joined[-1] in ("--weights", "--schedule", "--times") and re.match(r"-[\d.]", word):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
 
 
 def last(words: Sequence[str], option: str) -> str | None:

@@ -28,6 +28,7 @@ class Batch(NamedTuple):
         t: times of the frames, (T+1,), or (B, m+1) where only those are made that are decoded.
         mask: how often each frame counts; None where every frame counts once.
         labels: k where the model is told, −1 where it is not, (B,); None where it is never told, or always.
+        start: by how much of each transformation (B, K) what is stored is transformed before; None for not at all.
     """
 
     stored: Tensor
@@ -35,6 +36,7 @@ class Batch(NamedTuple):
     t: Tensor
     mask: Tensor | None
     labels: Tensor | None = None
+    start: Tensor | None = None
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
@@ -87,6 +89,7 @@ class Drawn(Dataset[Batch]):
         rank: number of this process.
         whole: whether all frames are made, for a model that infers k from them, and the others only weigh 0.
         labelled: part of the things that have a label: under any transformation the model is told which one it is.
+        random_starts: whether sequences begin anywhere, see `draw_starts`.
     """
 
     def __init__(
@@ -98,9 +101,10 @@ class Drawn(Dataset[Batch]):
         *,
         whole: bool = False,
         labelled: float = 0.0,
+        random_starts: bool = False,
     ) -> None:
         self.source, self.frames_per_step, self.seed, self.rank = source, frames_per_step, seed, rank
-        self.whole = whole
+        self.whole, self.random_starts = whole, random_starts
         self.has_label = choose_labelled(len(source), labelled, seed) if labelled else None
 
     def __len__(self) -> int:
@@ -113,7 +117,10 @@ class Drawn(Dataset[Batch]):
         k = torch.randint(len(self.source.names), (len(index),), generator=draws)
         t, mask = draw_frames(self.source.times, len(index), self.frames_per_step, draws, whole=self.whole)
         labels = None if self.has_label is None else torch.where(self.has_label[index], k, -1)
-        return Batch(self.source.read(index, k, t), k, t, mask, labels)
+        start = None
+        if self.random_starts:
+            t, start = draw_starts(t, k, len(self.source.names), float(self.source.times[-1]), draws)
+        return Batch(self.source.read(index, k, t), k, t, mask, labels, start)
 
 
 class Whole(Dataset[Batch]):
@@ -196,3 +203,36 @@ def draw_frames(
         return times, torch.zeros(batch, len(times)).scatter_(1, drawn, lengths)
     first = torch.zeros(batch, 1)
     return torch.cat([times[first.long()], times[drawn]], 1), torch.cat([first, lengths], 1)
+
+
+def draw_starts(
+    t: Tensor, k: Tensor, count: int, last: float, draws: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw where sequences begin, so that training sees what one transformation does to the work of others.
+
+    Each of the other transformations has been applied before with probability ½, by an amount uniform in [0, T]. With
+    probability ½ the sequence's own goes not from 0 to T but between two times uniform in [0, T], in either direction:
+    the times of all its frames are stretched to these.
+
+    Arguments:
+        t: times of the frames, (m+1,) or (B, m+1), within [0, T].
+        k: the transformation of each sequence (B,).
+        count: number of transformations K.
+        last: T.
+        draws: the generator to use.
+
+    Returns:
+        The times (B, m+1), and how much of each transformation there is before (B, K), 0 of a sequence's own.
+
+    Example:
+        >>> t, start = draw_starts(torch.arange(9.0), torch.tensor([0, 2]), count=3, last=8.0)
+        >>> t.shape, start.shape, start[0, 0].item(), start[1, 2].item()
+        (torch.Size([2, 9]), torch.Size([2, 3]), 0.0, 0.0)
+    """
+    batch, rows = len(k), torch.arange(len(k))
+    some = torch.rand(batch, count, generator=draws) < 0.5
+    start = last * torch.rand(batch, count, generator=draws) * some
+    anywhere = last * torch.rand(batch, generator=draws)
+    begin, end = start[rows, k], torch.where(some[rows, k], anywhere, last)
+    start[rows, k] = 0
+    return begin[:, None] + (end - begin)[:, None] * (t / last), start

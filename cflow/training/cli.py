@@ -5,6 +5,7 @@
     cflow fit --config digits --ckpt_path last --trainer.max_steps 20000        # go on from the newest run
     cflow test --ckpt_path runs/digits
     cflow traverse --ckpt_path last --num_samples 6
+    cflow traverse --ckpt_path last --schedule 0:scaling,4:rotation             # or --weights 0.5,0.5,0
     cflow fit --config digits --print_config > mine.yaml
 
 This file answers what needs no PyTorch, and turns errors into one line and an exit code; Lightning does the rest

@@ -40,6 +40,7 @@ class SequenceDataModule(LightningDataModule):
         test_samples: int = 2000,
         num_workers: int = 0,
         labelled: float = 0.0,
+        random_starts: bool = False,
         transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
         source: Any = None,
     ) -> None:
@@ -54,6 +55,7 @@ class SequenceDataModule(LightningDataModule):
             test_samples: at most so many things for the test.
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
             labelled: part of the training things that have labels under weak supervision, 0 .. 1.
+            random_starts: train from images that other transformations have changed, and backwards: what is composed.
             transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
@@ -75,6 +77,11 @@ class SequenceDataModule(LightningDataModule):
         if not isinstance(source, Sequences):
             raise ArgumentTypeError(f"data.source: expected a cflow.data.Sequences, got {type(source).__name__}")
         self.source = source
+        if random_starts and source.transformations is None:
+            raise ArgumentError(
+                f"data.random_starts: {type(source).__name__} holds no images that are transformed; leave it out"
+            )
+        self.random_starts = random_starts
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_samples, self.test_samples = val_samples, test_samples
         self.labelled = labelled
@@ -112,8 +119,15 @@ class SequenceDataModule(LightningDataModule):
             rank=rank,
             world_size=trainer.world_size,
         )
-        weak = model.config.weak
-        drawn = Drawn(train, model.frames_per_step, model.seed, rank, whole=weak, labelled=self.labelled)
+        drawn = Drawn(
+            train,
+            model.frames_per_step,
+            model.seed,
+            rank,
+            whole=model.config.weak,
+            labelled=self.labelled,
+            random_starts=self.random_starts,
+        )
         return self._loader(drawn, batch_sampler=stream, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader[Batch]:

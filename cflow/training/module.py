@@ -15,8 +15,10 @@ from einops import rearrange
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from .. import metrics
+from .. import composition, metrics
 from ..checks import at_least
+from ..data import Sequences, compose
+from ..data.stills import as_float
 from ..errors import ArgumentError
 from ..nets import ModelConfig
 from ..vae import FlowVAE
@@ -26,6 +28,7 @@ from .optimizer import OptimizerName, make_optimizer
 
 LIKELIHOOD_SEQUENCES = 256
 TEMPERATURES = {"marginal": (1000.0, 1.0), "gumbel": (1.0, 0.3)}  # at the start of a fit, and from its half on
+COMPOSED_THINGS = 200
 
 
 class FlowVAEModule(LightningModule):
@@ -90,6 +93,7 @@ class FlowVAEModule(LightningModule):
         self._seconds_before = 0.0
         self._start: float | None = None
         self._believed: list[tuple[Tensor, Tensor]] = []
+        self._stills: list[Tensor] = []
 
     @property
     def data(self) -> SequenceDataModule:
@@ -212,21 +216,32 @@ class FlowVAEModule(LightningModule):
             chosen = None if k is None else k[order]
             value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=self.likelihood_samples)
             self.log("log_likelihood", value.mean(), batch_size=len(order))
+        left = min(things, COMPOSED_THINGS - batch_idx * self.data.batch_size)
+        if self.data.source.transformations is not None and left > 0:
+            self._stills.append(x[:left, 0])
 
     def on_test_epoch_start(self) -> None:
         """Forget what an earlier test, or one that was interrupted, has found."""
         self._believed.clear()
+        self._stills.clear()
 
     def on_test_epoch_end(self) -> None:
-        """Log what needs all sequences at once: how well flows are inferred, and which one became what."""
-        if not self._believed:
-            return
-        q, k = (torch.cat(parts) for parts in zip(*self._believed, strict=True))
-        self.log_dict(inferred_flows(q, k, self.data.source.names))
+        """Log what needs all sequences at once: how flows are inferred, which one became what, and compositions."""
+        flows, names = None, self.data.source.names
+        if self._believed:
+            q, k = (torch.cat(parts) for parts in zip(*self._believed, strict=True))
+            numbers = inferred_flows(q, k, names)
+            flows = [int(numbers[f"flow/{name}"]) for name in names]
+            self.log_dict(numbers)
+        if self._stills:
+            self.log_dict(composition_errors(self.vae, torch.cat(self._stills), self.data.source, flows))
 
     def _frames(self, batch: Batch) -> Tensor:
         """The frames of a batch, in the precision of the weights."""
-        x = self.data.source.frames(batch.stored, batch.k, batch.t)
+        source, stored = self.data.source, batch.stored
+        if batch.start is not None:
+            stored = compose(as_float(stored), batch.start[:, None], source.transformations)[:, 0]
+        x = source.frames(stored, batch.k, batch.t)
         return x.to(next(self.parameters()).dtype)
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
@@ -238,7 +253,9 @@ class FlowVAEModule(LightningModule):
             result |= {f"{group}/{name}": v for name, v in zip(names, values, strict=True)}
             result[f"{group}/mean"] = sum(values) / len(values)
         per_frame = "equivariance_error_per_frame/"
-        result |= {key: float(value) for key, value in logged.items() if key.startswith((per_frame, "flow"))}
+        result |= {
+            key: float(value) for key, value in logged.items() if key.startswith((per_frame, "flow", "composition/"))
+        }
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
@@ -320,3 +337,11 @@ def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: s
     for key, value in metrics.baselines(vae, x, k, t).items():
         numbers[f"{key}/{name}"] = value.sum(0).mean()
     return numbers
+
+
+def composition_errors(
+    vae: FlowVAE, x0: Tensor, source: Sequences, flows: Sequence[int] | None = None
+) -> dict[str, Tensor]:
+    """Return the errors of `composition.errors` on stills x0 (B, C, H, W) of a set of sequences, batch means."""
+    errors = composition.errors(vae, x0, source.transformations or {}, num_frames=source.num_frames, flows=flows)
+    return {f"composition/{name}": error.mean() for name, error in errors.items()}

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange, repeat
+from torch import Tensor
 
+from ..composition import Composition, single
+from ..data import Sequences
 from ..errors import ArgumentError
+from ..metrics import flow_accuracy
 from ..plots import traversal_animation, traversal_grid
 from . import files, runs
 
 if TYPE_CHECKING:
+    from ..vae import FlowVAE
     from .datamodule import SequenceDataModule
     from .module import FlowVAEModule
 
-ERROR = "equivariance_error"
+ERROR, COMPOSED = "equivariance_error", "composition"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
 BELOW_THE_TABLE = {
     "flow_accuracy": "accuracy of q(k|x) {:.3f}",
@@ -74,48 +79,111 @@ def table(metrics: Mapping[str, float]) -> str:
         ratio = min(trivial, default=math.nan) / error if error else math.inf
         label = _label(name, metrics.get(f"flow/{name}"))
         rows.append([label, f"{error:.1f}", *(f"{o:.1f}" for o in trivial), f"{ratio:.2f}"])
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
-        for name, *cells in rows
-    ]
+    lines = _columns(rows)
+    composed = [key for key in metrics if key.startswith(f"{COMPOSED}/") and key.count("/") == 1]
+    if composed:
+        rows = [["composition", "model", *BASELINES.values()]]
+        for key in composed:
+            numbers = [metrics[key], *(metrics.get(f"{key}/{baseline}", math.nan) for baseline in BASELINES)]
+            name = key.removeprefix(f"{COMPOSED}/").replace("_", " ")
+            rows.append([name, *("–" if math.isnan(number) else f"{number:.1f}" for number in numbers)])
+        lines += ["", *_columns(rows)]
     rest = [text.format(metrics[key]) for key, text in BELOW_THE_TABLE.items() if key in metrics]
     return "\n".join([*lines, "", " · ".join(rest)])
 
 
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: the first column to the left, the others to the right."""
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, others, strict=True))])
+        for name, *cells in rows
+    ]
+
+
 @torch.no_grad()
 def draw(
-    model: FlowVAEModule, data: SequenceDataModule, folder: Path, device: torch.device, num_samples: int = 4
+    model: FlowVAEModule,
+    data: SequenceDataModule,
+    folder: Path,
+    device: torch.device,
+    num_samples: int = 4,
+    rows: Sequence[Composition] | None = None,
+    t: Tensor | None = None,
+    stem: str = "traversals",
 ) -> list[Path]:
-    """Write traversals.png, traversals.gif and traversals.webp of held-out images and return their paths.
+    """Write pictures of held-out images, as PNG, GIF and WebP, and return their paths.
 
-    Where flows are inferred each row follows the one that q(k|x) gives its sequences on average.
+    Where flows are inferred, the titles say which one each transformation has become.
+
+    Arguments:
+        num_samples: examples side by side in the animations.
+        rows: what is done in each row; every transformation alone by default.
+        t: times of the frames (N,), of which the first is that of the input; 0..T by default.
+        stem: name of the files.
+
+    Raises:
+        ArgumentError: too few things, or a composition of data that cannot show its input.
     """
     test, names = data.source.split("test"), list(data.source.names)
-    count = min(num_samples, len(test) // len(names))
+    rows = [single(k, len(names)) for k in range(len(names))] if rows is None else rows
+    t = data.source.times if t is None else t
+    count = min(num_samples, len(test) // len(rows))
     if count == 0:
-        raise ArgumentError(f"data: {len(test)} held-out things are too few for {len(names)} transformations.")
+        raise ArgumentError(f"data: {len(test)} held-out things are too few for {len(rows)} rows.")
     # Other things in every row: the grid then shows one a transformation, all different.
-    index = torch.linspace(0, len(test) - 1, count * len(names)).round().long()
-    k, t = repeat(torch.arange(len(names)), "k -> (k s)", s=count), data.source.times
+    index = torch.linspace(0, len(test) - 1, count * len(rows)).round().long().view(len(rows), count)
     vae = model.to(device).eval().vae
-    x = test.frames(test.read(index, k, t).to(device), k.to(device), t.to(device))
-    real = rearrange(x, "(k s) t c h w -> k s t c h w", s=count)
-    if model.config.weak:
-        flows = rearrange(vae.infer_flow(x), "(k s) flow -> k s flow", s=count).mean(1).argmax(-1)
-        names, k = [_label(name, flow) for name, flow in zip(names, flows.tolist(), strict=True)], flows[k]
-    made = rearrange(vae.traverse(x[:, 0], k.to(device), t), "t (k s) c h w -> k s t c h w", s=count)
-    times = t.tolist()
-    figure = traversal_grid(real[:, 0], made[:, 0], names, times=times)
-    picture = folder / "traversals.png"
+    flows = flow_of_each(vae, test, device) if model.config.weak else None
+    names = names if flows is None else [_label(name, flow) for name, flow in zip(names, flows, strict=True)]
+    real, made = [], []
+    for row, things in zip(rows, index, strict=True):
+        x = true_frames(test, row, things, t.to(device))
+        real.append(x)
+        made.append(rearrange(vae.traverse(vae.encoder_input(x), row.selection(t, flows), t), "t s ... -> s t ..."))
+    titles, times = [row.title(names) for row in rows], t.tolist()
+    shown = torch.stack(real), torch.stack(made)
+    figure = traversal_grid(shown[0][:, 0], shown[1][:, 0], titles, times=times)
+    picture = folder / f"{stem}.png"
     figure.savefig(picture, dpi=150)
-    moving = [folder / "traversals.gif", folder / "traversals.webp"]
-    return [picture, *(traversal_animation(path, real, made, names, times=times) for path in moving)]
+    moving = [folder / f"{stem}.gif", folder / f"{stem}.webp"]
+    return [picture, *(traversal_animation(path, *shown, titles, times=times) for path in moving)]
+
+
+def flow_of_each(vae: FlowVAE, test: Sequences, device: torch.device, count: int = 32) -> list[int]:
+    """The flow that each transformation has become, as q(k|x) sees so many things under every one of them."""
+    flows, things = len(test.names), min(count, len(test))
+    k, index = repeat(torch.arange(flows), "k -> (k b)", b=things), torch.arange(things).repeat(flows)
+    x = test.frames(test.read(index, k, test.times).to(device), k.to(device), test.times.to(device))
+    permutation: list[int] = flow_accuracy(vae.infer_flow(x), k)[1].argsort().tolist()
+    return permutation
+
+
+def true_frames(test: Sequences, row: Composition, things: Tensor, t: Tensor) -> Tensor:
+    """Frames (B, N, C, H, W) of things (B,) under a composition, on the device of t (N,).
+
+    The input alone, (B, 1, C, H, W), of data that cannot be composed.
+
+    Raises:
+        ArgumentError: even that is not known, as it is not the first frame of a sequence.
+    """
+    weights = row.weights[0]
+    k = torch.full_like(things, weights.index(1.0) if 1.0 in weights else 0)
+    if row != single(int(k[0]), len(weights)):
+        if test.transformations is not None:
+            x0 = test.frames(test.read(things, k, t[:1].cpu() * 0).to(t.device), k.to(t.device), t[:1] * 0)[:, 0]
+            return row.truth(x0, t, test.transformations)
+        if float(t[0]) != 0 or row.starts[0] != 0:
+            raise ArgumentError(
+                f"--times: {type(test).__name__} cannot render what is composed; begin with its first frame, at 0"
+            )
+        t = t[:1]
+    return test.frames(test.read(things, k, t.cpu()).to(t.device), k.to(t.device), t)
 
 
 def _label(name: str, flow: float | None) -> str:
     """What stands for a transformation, with the number of the flow that it has become where that was inferred."""
-    return name.replace("_", " ") + ("" if flow is None else f", flow {flow:.0f}")
+    return name.replace("_", " ") + ("" if flow is None else f" (flow {flow:.0f})")
 
 
 def say_where(paths: Iterable[Path]) -> None:

@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ..checks import at_least
 from ..errors import ArgumentError
-from . import results, runs
+from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
 from .module import FlowVAEModule
@@ -82,21 +82,34 @@ class FlowTrainer(Trainer):
         ckpt_path: str,
         num_samples: int = 4,
         out_dir: str | None = None,
+        weights: str | None = None,
+        schedule: str | None = None,
+        times: str | None = None,
     ) -> None:
-        """Draw what the flows make of held-out images: traversals as PNG, GIF and WebP.
+        """Draw what the flows make of held-out images, below the true ones: traversals as PNG, GIF and WebP.
+
+        With `weights` or `schedule` what they compose, as composition.png, .gif and .webp.
 
         Args:
             ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
             num_samples: examples side by side in the animation, at least 1.
             out_dir: folder for the pictures; the run's own by default.
+            weights: several transformations at once, one number each: 0.5,0.5,0 is the first two at half speed.
+            schedule: one after another, each from a time on, by name, number or weights: 0:scaling,4:rotation or
+                0:0.5/0.5/0,6:hue.
+            times: of the frames: 0,0.5,1 or beyond the horizon; 8,6,4,2,0 runs the flows backwards.
         """
         at_least("--num_samples", num_samples, 1)
+        names, frames = datamodule.source.names, datamodule.source.times
+        rows, t = compositions.asked(names, frames, weights=weights, schedule=schedule, times=times)
         with fitting_weights():
             model.load_state_dict(runs.read_fit(Path(ckpt_path))["state_dict"])
         datamodule.prepare_data()
         datamodule.setup("test")
         folder = results.output_folder(out_dir, ckpt_path)
-        results.say_where(results.draw(model, datamodule, folder, self.strategy.root_device, num_samples))
+        stem = "traversals" if weights is None and schedule is None else "composition"
+        device = self.strategy.root_device
+        results.say_where(results.draw(model, datamodule, folder, device, num_samples, rows, t, stem))
 
 
 @contextmanager
