@@ -366,13 +366,13 @@ def test_a_temperature_needs_the_number_of_steps(tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_no_seed_collapses(seed, tmp_path) -> None:
-    """Each flow becomes one transformation, on digits, without a label: half a minute a seed."""
+    """Each flow becomes one transformation, on digits, without a label: fifteen seconds a seed on a free core."""
     pl.seed_everything(seed, verbose=False)
     config = yaml.safe_load(presets.config_file("digits").read_text())["model"]
     weak = yaml.safe_load(presets.config_file("digits_weak").read_text())["model"]
-    module = FlowVAEModule(**config | weak | {"width": 192, "warmup_steps": 20, "likelihood_samples": 0})
+    module = FlowVAEModule(**config | weak | {"width": 128, "warmup_steps": 25, "likelihood_samples": 0})
     data = SequenceDataModule(batch_size=64, test_samples=120)
-    fit = trainer(tmp_path, max_steps=300, limit_val_batches=0)
+    fit = trainer(tmp_path, max_steps=200, limit_val_batches=0)
     fit.fit(module, data)
     numbers = fit.test(module, data, verbose=False)[0]
     assert numbers["flow_accuracy"] >= 0.95
