@@ -416,11 +416,13 @@ def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> Non
         *(("explicit_adams", mode) for mode in ("direct", "adjoint")),
         (device.CALLS, ""),
     }
-    assert len(seen) == len(set(seen)) == len(device.POTENTIALS) * len(device.SELECTIONS) * (2 * 8 + 1)
+    assert len(seen) == len(set(seen)) == len(device.FIELDS) * len(device.SELECTIONS) * (2 * 8 + 1)
     few = [
         device.Case("user's", "schedule", "rk4", "discrete", True),
         device.Case("MLP", "schedule a sample", "dopri5", "direct", False),
         device.Case("ridge", "weights", device.CALLS, "", False),
+        device.Case("turned MLPs and SkewLinear alone", "weights a sample", device.CALLS, "", False),
+        device.Case("MLP and turned user's", "schedule", "rk4", "adjoint", True),
     ]
     monkeypatch.setattr(device, "cases", lambda: iter(few))
     words = ["--json", str(tmp_path / "check.json")]
@@ -428,7 +430,7 @@ def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> Non
         device.main(words)
     assert not end.value.code
     rows = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["rows"]
-    assert len(rows) == 6
+    assert len(rows) == 10
     assert all(row["same"] and (row["difference"] > 0) == (row["dtype"] == "float32") for row in rows)
 
     answers = device.Case.answers
@@ -444,7 +446,7 @@ def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> Non
         device.main(words)
     assert end.value.code == 1
     told = capsys.readouterr().out
-    assert told.count("DIFFERS") == 3
+    assert told.count("DIFFERS") == 5
     assert "ValueError: no such kernel" in told
 
 
