@@ -605,3 +605,26 @@ def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch
     monkeypatch.setattr(torch, "compile", wrong)
     with pytest.raises(AssertionError):
         field.main([*words, "--json", str(tmp_path / "wrong.json")])
+
+
+def test_the_pendulum_swings_and_its_fields_are_compared(tmp_path, capsys) -> None:
+    pendulum = script("pendulum")
+    z = pendulum.swings(9, torch.Generator().manual_seed(0))
+    energy = 0.5 * z[..., 1].square() - z[..., 0].cos()
+    assert (energy - energy[0]).abs().max() < 1e-5
+    images = pendulum.draw(torch.tensor([0.0, 0.5, -0.5]))
+    torch.testing.assert_close(images[1], images[2].flip(-1))
+    assert divmod(int(images[0].argmax()), pendulum.SIZE)[0] > 20  # it hangs
+
+    pendulum.main(["--seeds", "2", "--steps", "3", "--json", str(tmp_path / "pendulum.json")])
+    assert capsys.readouterr().out.count("gradient + Solenoidal / free") == 2
+    rows = json.loads((tmp_path / "pendulum.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["problem"], row["field"]) for row in rows] == [
+        (problem, field) for problem in ("plane", "images") for field in pendulum.FIELDS
+    ]
+    for row in rows:
+        free = next(other for other in rows if other["problem"] == row["problem"])
+        assert row["within_over_free"] == pytest.approx(row["within"] / free["within"])
+        assert row["parameters"] == pytest.approx(free["parameters"], rel=0.1)
+        assert [run["seed"] for run in row["runs"]] == [0, 1]
+        assert len({run["beyond"] for run in row["runs"]}) == 2
