@@ -37,9 +37,8 @@ RATE = 2 * math.pi / 8  # radians a frame
 SEEN = 9  # frames of training; tests go on to twice the time
 TIMES = torch.arange(2.0 * SEEN - 1)
 SIZE, LATENT = 28, 8  # pixels a side, dimensions for images
-DECODED = 3  # frames a step
-MUST = 1.1  # of the free field's error, for a field that can turn anywhere
-HEADER = ("", "parameters", "error, t ≤ 8", "least .. largest", "/ free", "error, t > 8", "/ free", "seconds")
+MUST = 1.1  # of the free field's error, for the last of the fields
+HEADER = ("", "parameters", "error, t ≤ 8", "least .. largest", "/ free", "error, t > 8", "/ free", "CPU s")
 Trajectory = Callable[[Tensor, None, Tensor], Tensor]  # z0 (B, D), no selection, t (N,) -> states (N, B, D)
 
 
@@ -64,10 +63,10 @@ def draw(q: Tensor) -> Tensor:
     """Images (…, 1, SIZE, SIZE) of a rod and a bob at angles q (…) from the vertical."""
     x, y = torch.meshgrid(*[torch.linspace(-1, 1, SIZE)] * 2, indexing="xy")
     q = q[..., None, None]
-    bob_x, bob_y = 0.7 * q.sin(), 0.7 * q.cos()
-    along = ((x * bob_x + y * bob_y) / 0.49).clamp(0, 1)
-    rod = (-((x - along * bob_x).square() + (y - along * bob_y).square()) / (2 * 0.03**2)).exp()
-    bob = (-((x - bob_x).square() + (y - bob_y).square()) / (2 * 0.11**2)).exp()
+    bob_x, bob_y = 0.65 * q.sin(), 0.65 * q.cos()
+    along = ((x * bob_x + y * bob_y) / 0.65**2).clamp(0, 1)
+    rod = (-((x - along * bob_x).square() + (y - along * bob_y).square()) / (2 * 0.08**2)).exp()
+    bob = (-((x - bob_x).square() + (y - bob_y).square()) / (2 * 0.22**2)).exp()
     return torch.maximum(0.6 * rod, bob).unsqueeze(-3)
 
 
@@ -103,17 +102,19 @@ def flow(u: nn.Module | None, part: Any = None) -> cflow.PotentialFlow:
     return cflow.PotentialFlow(u, solenoidal=part, solver=cflow.Solver("rk4", step_size=1.0))
 
 
-def two(dim: int, hidden: int) -> cflow.PotentialFlow:
-    """∇u + A∇ψ."""
+def turned(dim: int, hidden: int, *, skew: bool) -> cflow.PotentialFlow:
+    """∇u + A∇ψ, with narrower networks; and a rotation, if asked."""
     half = int(hidden / math.sqrt(2))
-    return flow(potential(dim, half), cflow.Solenoidal(potential(dim, half)))
+    u, part = potential(dim, half), cflow.Solenoidal(potential(dim, half))
+    return flow(u, cflow.SkewLinear(dim) + part if skew else part)
 
 
 FIELDS: dict[str, Callable[[int, int], nn.Module]] = {  # name → make(dim, hidden)
     "free": FreeField,
     "gradient": lambda dim, hidden: flow(potential(dim, hidden)),
     "gradient + SkewLinear": lambda dim, hidden: flow(potential(dim, hidden), cflow.SkewLinear(dim)),
-    "gradient + Solenoidal": two,
+    "gradient + Solenoidal": lambda dim, hidden: turned(dim, hidden, skew=False),
+    "gradient + SkewLinear + Solenoidal": lambda dim, hidden: turned(dim, hidden, skew=True),
 }
 
 
@@ -150,7 +151,7 @@ class Images:
     """Two frames are encoded, all are decoded. Errors are L1 distances of pixels, summed over an image."""
 
     name = "images"
-    dim, hidden, batch, lr = LATENT, 64, 64, 3e-3
+    dim, hidden, batch, lr = LATENT, 64, 48, 4e-3
 
     def data(self, count: int, generator: torch.Generator) -> Tensor:
         """(N, count, 1, SIZE, SIZE)."""
@@ -162,12 +163,11 @@ class Images:
         return nn.ModuleList([encoder, nets.MLPDecoder((1, SIZE, SIZE), LATENT, width=128)])
 
     def loss(self, modules: nn.Module, trajectory: Trajectory, x: Tensor) -> Tensor:
-        """−ELBO, of a few frames that stand for all."""
+        """−ELBO."""
         encoder, decoder = modules  # type: ignore[misc]
         posterior = encoder(x[:2].transpose(0, 1))
         states = trajectory(posterior.rsample(), None, TIMES[:SEEN])
-        chosen = torch.randperm(SEEN)[:DECODED]
-        reconstruction = decoder(states[chosen]).log_prob(x[chosen]).mean() * SEEN
+        reconstruction = decoder(states).log_prob(x).sum(0).mean()
         prior = Independent(Normal(torch.zeros_like(posterior.mean), 1.0), 1)
         return kl_divergence(posterior, prior).mean() - reconstruction
 
@@ -189,14 +189,14 @@ def learn(problem: Plane | Images, field: str, seed: int, *, train: Tensor, test
     trajectory: Trajectory = model.trajectory  # type: ignore[assignment]
     optimizer = torch.optim.Adam([*modules.parameters(), *model.parameters()], lr=problem.lr)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(steps):
         loss = problem.loss(modules, trajectory, train[:SEEN, torch.randint(train.shape[1], (problem.batch,))])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         rate.step()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     with torch.no_grad():
         within, beyond = problem.errors(modules, trajectory, test)
     return {"seed": seed, "within": within, "beyond": beyond, "seconds": seconds}
@@ -234,7 +234,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__, "pendulum", rounds=None)
     parser.add_argument("--quick", action="store_true", help="the plane alone, a tenth of the steps")
     parser.add_argument("--seeds", type=int, default=3, help="default %(default)s")
-    parser.add_argument("--steps", type=int, default=500, help="of Adam (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="of Adam (default %(default)s)")
     parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), help="default: both")
     args = parser.parse_args(words)
     described = machine(args.device)
@@ -246,7 +246,7 @@ def main(words: Sequence[str] | None = None) -> None:
             found = measure(PROBLEMS[name], steps=steps, seeds=args.seeds)
             show(found)
             rows += found
-            print(f"gradient + Solenoidal / free: {found[-1]['within_over_free']:.2f}, at most {MUST} is to be reached")
+            print(f"the last / free: {found[-1]['within_over_free']:.2f}, at most {MUST} is to be reached")
     write_json(args.json, {"benchmark": "pendulum", "schema": SCHEMA, "machine": described, "rows": rows})
 
 
