@@ -3,7 +3,7 @@
     python benchmarks/check_device.py --device cuda
     python benchmarks/check_device.py --quick            # fewer cases
 
-Every potential × selection × method × gradient mode, with and without log-density and kinetic energy, and single calls;
+Every field × selection × method × gradient mode, with and without log-density and kinetic energy, and single calls;
 in float32 and float64. Gradients are those to the start, weights, times, switch times and parameters. The cases come in
 a shuffled order, so that a run that is out of time has seen some of everything. Exit status 1 where a case differs.
 """
@@ -26,7 +26,7 @@ from user_module import SiLUNet
 
 import cflow
 
-SCHEMA = 1
+SCHEMA = 2
 DIM, FLOWS, BATCH = 5, 3, 7
 CALLS = "single calls"  # in place of a method
 METHODS = ("rk4", "dopri5", "explicit_adams")  # one of each family
@@ -55,6 +55,31 @@ POTENTIALS: dict[str, Callable[[int], nn.Module]] = {
     "quadratic + ridge": lambda flows: quadratic(flows) + cflow.RidgePotential(DIM, flows, hidden=6),
     "user's": lambda flows: SiLUNet(DIM, flows, hidden=8),
     "quadratic + user's": lambda flows: quadratic(flows) + SiLUNet(DIM, flows, hidden=8),
+}
+PARTS: dict[str, Callable[[int], Any]] = {  # divergence-free
+    "SkewLinear": lambda flows: cflow.SkewLinear(DIM, flows),
+    "SkewLinear, low rank": lambda flows: cflow.SkewLinear(DIM, flows, rank=1),
+    "turned MLPs": lambda flows: cflow.Solenoidal(cflow.MLPPotential(DIM, 2 * flows, hidden=8), num_terms=2),
+    "turned user's": lambda flows: cflow.Solenoidal(SiLUNet(DIM, flows, hidden=8)),
+}
+
+
+def beside(potential: str | None, *parts: str) -> Callable[[int], cflow.PotentialFlow]:
+    """A flow of a potential, or none, and divergence-free parts."""
+
+    def make(num_flows: int) -> cflow.PotentialFlow:
+        net = None if potential is None else POTENTIALS[potential](num_flows)
+        found = [PARTS[part](num_flows) for part in parts]
+        return cflow.PotentialFlow(net, solenoidal=sum(found[1:], found[0]) if found else None)
+
+    return make
+
+
+FIELDS: dict[str, Callable[[int], cflow.PotentialFlow]] = {
+    **{name: beside(name) for name in POTENTIALS},
+    **{f"MLP and {part}": beside("MLP", part) for part in PARTS},
+    "user's and SkewLinear": beside("user's", "SkewLinear"),
+    "turned MLPs and SkewLinear alone": beside(None, "turned MLPs", "SkewLinear"),
 }
 
 Leaf = Callable[[Tensor], Tensor]  # takes a tensor to the device and dtype of a case, and asks for its gradient
@@ -90,9 +115,9 @@ SELECTIONS: dict[str, Callable[[Leaf], tuple[Any, Any]]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """One kind of solve: names of `POTENTIALS` and `SELECTIONS`, a method, a gradient mode, integrals or not."""
+    """One kind of solve: names of `FIELDS` and `SELECTIONS`, a method, a gradient mode, integrals or not."""
 
-    potential: str
+    field: str
     selection: str
     method: str
     gradient: str
@@ -107,23 +132,23 @@ class Case:
             leaves.append(x.to(device, dtype).requires_grad_())
             return leaves[-1]
 
-        net = POTENTIALS[self.potential](1 if self.selection == "the only flow" else FLOWS).to(device, dtype)
+        flow = FIELDS[self.field](1 if self.selection == "the only flow" else FLOWS).to(device, dtype)
         z0 = leaf(torch.randn(BATCH, DIM))
         k, t = SELECTIONS[self.selection](leaf)
-        found = self.calls(net, z0, k) if self.method == CALLS else self.solve(net, z0, k, t)
+        found = self.calls(flow, z0, k) if self.method == CALLS else self.solve(flow, z0, k, t)
         loss = sum((x * wave(x)).sum() for x in found)
-        wanted = [*leaves, *net.parameters()]
+        wanted = [*leaves, *flow.parameters()]
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)  # type: ignore[arg-type]
         return [x.detach().cpu() for x in (*found, *gradients)]
 
-    def calls(self, net: nn.Module, z: Tensor, k: Any) -> list[Tensor]:
-        """Velocity, divergence and potential at a time."""
-        flow = cflow.PotentialFlow(net)
-        return [flow.velocity(z, k, 0.5), flow.divergence(z, k, 0.5), flow.potential(z, 0.5)]
+    def calls(self, flow: cflow.PotentialFlow, z: Tensor, k: Any) -> list[Tensor]:
+        """Velocity, divergence and, where there is one, potential at a time."""
+        found = [flow.velocity(z, k, 0.5), flow.divergence(z, k, 0.5)]
+        return found if flow.net is None else [*found, flow.potential(z, 0.5)]
 
-    def solve(self, net: nn.Module, z0: Tensor, k: Any, t: Any) -> list[Tensor]:
+    def solve(self, flow: cflow.PotentialFlow, z0: Tensor, k: Any, t: Any) -> list[Tensor]:
         """What a solve returns."""
-        flow = cflow.PotentialFlow(net, solver=solver(self.method, self.gradient, step_size=0.5))
+        flow.solver = solver(self.method, self.gradient, step_size=0.5)
         path = flow.solve(z0, k, t, log_density=self.integrals, kinetic_energy=self.integrals)
         return [x for x in (path.z, path.log_density_change, path.kinetic_energy) if x is not None]
 
@@ -137,7 +162,7 @@ def cases() -> Iterator[Case]:
     """All of them, in a shuffled order."""
     ways = [(method, mode, i) for method in METHODS for mode in modes(method)[0] for i in (False, True)]
     ways.append((CALLS, "", False))
-    found = [Case(p, s, *way) for p, s, way in itertools.product(POTENTIALS, SELECTIONS, ways)]
+    found = [Case(p, s, *way) for p, s, way in itertools.product(FIELDS, SELECTIONS, ways)]
     random.Random(0).shuffle(found)
     yield from found
 
@@ -188,7 +213,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     print_table(HEADER, cells)
     for row in rows:
         if not row["same"]:
-            where = ", ".join(str(row[name]) for name in ("potential", "selection", "method", "gradient", "dtype"))
+            where = ", ".join(str(row[name]) for name in ("field", "selection", "method", "gradient", "dtype"))
             integrals = ", integrals" if row["integrals"] else ""
             print(f"DIFFERS: {where}{integrals}: {row['error'] or format(row['difference'], '.1e')}")
 

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
+from .fields import Part
+from .flow import PotentialFlow
 from .frames import Frames, parse_frames
+from .modes import ordinary, recorded
 from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection
 from .times import TimesLike
 from .vae import FlowVAE, zero_states
 
+PARTS: tuple[Part, ...] = ("gradient", "solenoidal")
 ROWS = 1024  # latent states that `log_likelihood` flows and decodes at once
 
 
@@ -176,6 +180,82 @@ def reconstruction_l1(vae: FlowVAE, x: Tensor) -> Tensor:
     """
     made = vae.decode(vae.encode(x))
     return _distance(made, x if vae.encode_frames is None else x[:, 0], lead=1)
+
+
+def not_gradient(
+    flow: PotentialFlow, z: Tensor, k: SelectionLike = None, t: TimesLike = 0.0, *, context: Tensor | None = None
+) -> Tensor:
+    r"""How much of a velocity turns: the antisymmetric share of its Jacobian at states z (B, D), in [0, 1], (B,).
+
+    .. math:: \frac{‖½ (J − J^T)‖²}{‖J‖²}, \quad J = ∂v/∂z, \quad ‖·‖ \text{ that of Frobenius}
+
+    It is 0 for a gradient, whose Jacobian is a Hessian, and where v does not change with z; it is 1 for a rotation.
+    Unlike the parts of a flow, which are names of its terms, it depends on v alone. Exact, by D backward passes; the
+    Jacobians (B, D, D) are held in memory.
+
+    Arguments:
+        flow: of any potential and divergence-free part, a user's modules included.
+        z: states (B, D).
+        k: a selection of flows, as in `PotentialFlow`.
+        t: a time in frames, a number or (B,).
+        context: (B, …), handed to a user's potential.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: what `PotentialFlow.velocity` does not take.
+
+    Example:
+        >>> from cflow import MLPPotential, SkewLinear
+        >>> z = torch.randn(5, 4)
+        >>> bool((not_gradient(PotentialFlow(MLPPotential(4)), z) < 1e-10).all())
+        True
+        >>> bool((not_gradient(PotentialFlow(None, solenoidal=SkewLinear(4)), z) > 0.999).all())
+        True
+    """
+    with recorded():
+        z = ordinary(z.detach()).requires_grad_() if isinstance(z, Tensor) and z.is_floating_point() else z
+        v = flow.velocity(z, k, t, context)
+        if not v.requires_grad:
+            return v.new_zeros(len(v))
+        rows = [
+            torch.autograd.grad(x.sum(), z, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            for x in v.unbind(1)
+        ]
+    jacobian = torch.stack(rows, 1)
+    turning, whole = (x.square().sum((1, 2)) for x in (0.5 * (jacobian - jacobian.mT), jacobian))
+    return turning / whole.where(whole > 0, 1)
+
+
+@torch.no_grad()
+def parts_along_paths(
+    vae: FlowVAE, x: Tensor, k: SelectionLike = None, t: TimesLike | None = None
+) -> dict[str, Tensor]:
+    """What moves the states of sequences x (B, T+1, …), at every time of their paths: name → (T+1, B).
+
+    Arguments:
+        vae: the model; its paths are z_t = flow_k(encode(x_0)).
+        x, k, t: as in `equivariance_error`.
+
+    Returns:
+        "not_gradient", see the function; and ‖v‖² of the parts of the velocity, summed over dimensions, as
+        "mean_square/gradient" and "mean_square/solenoidal".
+
+    Raises:
+        ArgumentError, ArgumentTypeError: as `equivariance_error`.
+
+    Example:
+        >>> from cflow import nets
+        >>> vae = nets.build_vae(latent_dim=4, width=16, solenoidal="skew")
+        >>> {name: tuple(x.shape) for name, x in parts_along_paths(vae, torch.rand(2, 3, 3, 28, 28), 0).items()}
+        {'not_gradient': (3, 2), 'mean_square/gradient': (3, 2), 'mean_square/solenoidal': (3, 2)}
+    """
+    times = parse_frames(x, t, encoded=vae.encode_frames or 1).times
+    flow, path = vae.flow, vae.flow.trajectory(vae.encode(vae.encoder_input(x)), k, times)
+    points = list(zip(path, times.values, strict=True))
+    found = {"not_gradient": [not_gradient(flow, z, k, at) for z, at in points]}
+    for part in PARTS:
+        velocities = [flow.velocity(z, k, at, part=part) for z, at in points]
+        found[f"mean_square/{part}"] = [v.square().sum(-1) for v in velocities]
+    return {name: torch.stack(values) for name, values in found.items()}
 
 
 def flow_accuracy(q: Tensor, k: Tensor) -> tuple[float, Tensor]:

@@ -416,11 +416,13 @@ def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> Non
         *(("explicit_adams", mode) for mode in ("direct", "adjoint")),
         (device.CALLS, ""),
     }
-    assert len(seen) == len(set(seen)) == len(device.POTENTIALS) * len(device.SELECTIONS) * (2 * 8 + 1)
+    assert len(seen) == len(set(seen)) == len(device.FIELDS) * len(device.SELECTIONS) * (2 * 8 + 1)
     few = [
         device.Case("user's", "schedule", "rk4", "discrete", True),
         device.Case("MLP", "schedule a sample", "dopri5", "direct", False),
         device.Case("ridge", "weights", device.CALLS, "", False),
+        device.Case("turned MLPs and SkewLinear alone", "weights a sample", device.CALLS, "", False),
+        device.Case("MLP and turned user's", "schedule", "rk4", "adjoint", True),
     ]
     monkeypatch.setattr(device, "cases", lambda: iter(few))
     words = ["--json", str(tmp_path / "check.json")]
@@ -428,7 +430,7 @@ def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> Non
         device.main(words)
     assert not end.value.code
     rows = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))["rows"]
-    assert len(rows) == 6
+    assert len(rows) == 10
     assert all(row["same"] and (row["difference"] > 0) == (row["dtype"] == "float32") for row in rows)
 
     answers = device.Case.answers
@@ -444,7 +446,7 @@ def test_a_device_is_checked_against_a_cpu(tmp_path, monkeypatch, capsys) -> Non
         device.main(words)
     assert end.value.code == 1
     told = capsys.readouterr().out
-    assert told.count("DIFFERS") == 3
+    assert told.count("DIFFERS") == 5
     assert "ValueError: no such kernel" in told
 
 
@@ -604,3 +606,26 @@ def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch
     monkeypatch.setattr(torch, "compile", wrong)
     with pytest.raises(AssertionError):
         field.main([*words, "--json", str(tmp_path / "wrong.json")])
+
+
+def test_the_pendulum_swings_and_its_fields_are_compared(tmp_path, capsys) -> None:
+    pendulum = script("pendulum")
+    z = pendulum.swings(9, torch.Generator().manual_seed(0))
+    energy = 0.5 * z[..., 1].square() - z[..., 0].cos()
+    assert (energy - energy[0]).abs().max() < 1e-5
+    images = pendulum.draw(torch.tensor([0.0, 0.5, -0.5]))
+    torch.testing.assert_close(images[1], images[2].flip(-1))
+    assert divmod(int(images[0].argmax()), pendulum.SIZE)[0] > 20  # it hangs
+
+    pendulum.main(["--seeds", "2", "--steps", "3", "--json", str(tmp_path / "pendulum.json")])
+    assert capsys.readouterr().out.count("the last / free: ") == 2
+    rows = json.loads((tmp_path / "pendulum.json").read_text(encoding="utf-8"))["rows"]
+    assert [(row["problem"], row["field"]) for row in rows] == [
+        (problem, field) for problem in ("plane", "images") for field in pendulum.FIELDS
+    ]
+    for row in rows:
+        free = next(other for other in rows if other["problem"] == row["problem"])
+        assert row["within_over_free"] == pytest.approx(row["within"] / free["within"])
+        assert row["parameters"] == pytest.approx(free["parameters"], rel=0.1)
+        assert [run["seed"] for run in row["runs"]] == [0, 1]
+        assert len({run["beyond"] for run in row["runs"]}) == 2

@@ -77,7 +77,8 @@ def test_fit_writes_the_files_of_a_run(fitted) -> None:
 
 def test_metrics_have_the_agreed_keys(fitted) -> None:
     metrics = json.loads((fitted[0] / "metrics.json").read_text())
-    groups = ("equivariance_error", "copy_input", "black", "no_flow")
+    groups = ("equivariance_error", "copy_input", "black", "no_flow", "not_gradient")
+    groups += ("mean_square/gradient", "mean_square/solenoidal")
     wanted = {f"{group}/{name}" for group in groups for name in [*NAMES, "mean"]}
     wanted |= {f"equivariance_error_per_frame/{name}/{t}" for name in NAMES for t in range(1, 9)}
     composed = ["superposition", "switch", "half_frames", "inverse", "there_and_back", "twice_horizon", "closure"]
@@ -87,6 +88,9 @@ def test_metrics_have_the_agreed_keys(fitted) -> None:
     assert set(metrics) == wanted
     assert all(isinstance(value, float) for value in metrics.values())
     assert metrics["samples"] == 30
+    for name in NAMES:  # of a quadratic potential alone
+        assert 0 < metrics[f"not_gradient/{name}"] < 1
+        assert metrics[f"mean_square/gradient/{name}"] > 0 < metrics[f"mean_square/solenoidal/{name}"]
     for name in NAMES:
         frames = [metrics[f"equivariance_error_per_frame/{name}/{t}"] for t in range(1, 9)]
         assert sum(frames) == pytest.approx(metrics[f"equivariance_error/{name}"], rel=1e-4)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import MORE_THAN_A_GRADIENT, POTENTIALS
 from systems import Drift
 from torch import nn
 from torch.distributions import Independent, Normal
@@ -127,6 +128,81 @@ def test_calibration():
     assert metrics.expected_calibration_error(q, k, bins=1) == pytest.approx(abs(5 / 6 - 0.8), abs=1e-6)
     certain = torch.eye(3)
     assert metrics.expected_calibration_error(certain, torch.tensor([1, 2, 0])) == 0.0
+
+
+# --- what is not a gradient ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_antisymmetric_share_of_linear_maps():
+    """A quadratic potential and a skew part are any linear map, whose share is known; a rotation turns, and no more."""
+    m, z = torch.randn(4, 4), torch.randn(6, 4)
+    flow = PotentialFlow(cflow.QuadraticPotential(m[None]), solenoidal=cflow.SkewLinear(4))
+    with torch.no_grad():
+        flow.solenoidal.matrix.copy_(m / 2)
+    share = (0.5 * (m - m.mT)).square().sum() / m.square().sum()
+    torch.testing.assert_close(metrics.not_gradient(flow, z), share.expand(6))
+    torch.testing.assert_close(metrics.not_gradient(PotentialFlow(None, solenoidal=flow.solenoidal), z), torch.ones(6))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_nothing_of_a_gradient_turns(name):
+    flow, z = PotentialFlow(POTENTIALS[name](5, 3)), torch.randn(4, 5)
+    for k in (1, torch.tensor([0, 2, 2, 1]), torch.randn(4, 3)):
+        assert metrics.not_gradient(flow, z, k, 0.5).max() < 1e-25
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", MORE_THAN_A_GRADIENT)
+def test_the_antisymmetric_share_of_any_field(name):
+    """Against `torch.func.jacrev`, state by state, in every mode."""
+    flow, z, k = MORE_THAN_A_GRADIENT[name](3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    t = torch.linspace(0.0, 1.0, 4)
+    wanted = []
+    for row, (flow_of_row, at) in zip(z, zip(k.tolist(), t.tolist(), strict=True), strict=True):
+        j = torch.func.jacrev(lambda x, k=flow_of_row, at=at: flow.velocity(x[None], k, at)[0])(row)
+        wanted.append((j - j.mT).square().sum() / (4 * j.square().sum()))
+    found = metrics.not_gradient(flow, z, k, t)
+    torch.testing.assert_close(found, torch.stack(wanted))
+    assert not found.requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(metrics.not_gradient(flow, z.clone(), k, t), found)
+    with torch.no_grad():
+        torch.testing.assert_close(metrics.not_gradient(flow, z, k, t), found)
+
+
+@pytest.mark.usefixtures("float64")
+def test_what_turns_is_not_what_is_called_solenoidal():
+    """A ∇(z₁ z₂) = ∇ ½(z₂² − z₁²) for a quarter turn A; and a velocity that is the same everywhere is a gradient."""
+    saddle = cflow.QuadraticPotential(torch.tensor([[[0.0, 1.0], [1.0, 0.0]]]))
+    turned = cflow.Solenoidal(saddle)
+    with torch.no_grad():
+        turned.matrix.copy_(torch.tensor([[[0.0, -1.0], [0.0, 0.0]]]))
+    flow, z = PotentialFlow(None, solenoidal=turned), torch.randn(3, 2)
+    assert flow.velocity(z, part="solenoidal", t=0.0).abs().min() > 0
+    assert metrics.not_gradient(flow, z).max() < 1e-30
+    still = PotentialFlow(Drift(torch.ones(2, 2), torch.zeros(2, 2)))
+    assert not metrics.not_gradient(still, z, 1).any()
+
+
+def test_parts_along_paths():
+    """A rotation by a tenth of a radian a frame beside a drift: paths are known, and so are the squares."""
+    vae, x0, t = shifting(), torch.randn(3, 2), torch.arange(4.0)
+    turn = cflow.SkewLinear(2, 2)
+    with torch.no_grad():
+        turn.matrix.copy_(torch.tensor([[0.0, -0.1], [0.0, 0.0]]))
+    vae.flow.solenoidal = turn
+    x, k = vae.traverse(x0, 1, t).transpose(0, 1), torch.ones(3, dtype=torch.long)
+    found = metrics.parts_along_paths(vae, x, k, t)
+    torch.testing.assert_close(found["not_gradient"], torch.ones(4, 3))
+    torch.testing.assert_close(found["mean_square/gradient"], torch.full((4, 3), 4.0))
+    torch.testing.assert_close(found["mean_square/solenoidal"], 0.01 * x.square().sum(-1).mT)
+    with pytest.raises(cflow.ArgumentError, match=r"^t: "):
+        metrics.parts_along_paths(vae, x, k, t[:2])
+    for z in (x0[0], None):
+        with pytest.raises(cflow.CflowError, match=r"^z: expected"):
+            metrics.not_gradient(vae.flow, z, 1)
 
 
 @pytest.mark.parametrize("measure", [metrics.flow_accuracy, metrics.expected_calibration_error])

@@ -188,6 +188,9 @@ def test_pictures_are_of_test_images_each_row_along_its_own_flow(tmp_path, monke
 def test_the_table_compares_with_the_best_trivial_answer() -> None:
     errors = {"equivariance_error/hue": 80.0, "copy_input/hue": 400.0, "black/hue": 160.0, "no_flow/hue": 200.0}
     assert results.table(errors).splitlines()[1].split() == ["hue", "80.0", "400.0", "160.0", "200.0", "2.00"]
+    header, row, *_ = results.table(errors | {"not_gradient/hue": 0.314, "mean_square/gradient/hue": 1.0}).splitlines()
+    assert (header[-12:], row[-12:].strip()) == ("not gradient", "0.31")
+    assert len(header) <= 100
 
 
 def test_fits_with_the_same_seed_are_equal(tmp_path) -> None:

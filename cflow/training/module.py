@@ -29,6 +29,8 @@ from .optimizer import OptimizerName, make_optimizer
 LIKELIHOOD_SEQUENCES = 256
 TEMPERATURES = {"marginal": (1000.0, 1.0), "gumbel": (1.0, 0.3)}  # at the start of a fit, and from its half on
 COMPOSED_THINGS = 200
+MEAN_SQUARES = tuple(f"mean_square/{part}" for part in metrics.PARTS)
+PATHS = 64  # of each transformation, along which Jacobians are found: D backward passes at every frame
 
 
 class FlowVAEModule(LightningModule):
@@ -205,9 +207,12 @@ class FlowVAEModule(LightningModule):
             self._believed.append((q.float(), batch.k))
         things = len(x) // len(names)
         for index, name in enumerate(names):
-            rows = batch.k == index
-            numbers = transformation_errors(self.vae, x[rows], flows[rows], t, name)
+            own_x, own_flows = x[batch.k == index], flows[batch.k == index]
+            numbers = transformation_errors(self.vae, own_x, own_flows, t, name)
             self.log_dict(numbers, batch_size=things)
+            if (count := min(things, PATHS - batch_idx * things)) > 0:
+                found = metrics.parts_along_paths(self.vae, own_x[:count], own_flows[:count], t)
+                self.log_dict({f"{key}/{name}": value.mean() for key, value in found.items()}, batch_size=count)
         l1 = metrics.reconstruction_l1(self.vae, x[:things, 0]).mean()
         self.log_dict({"reconstruction_l1": l1, "elbo": self.vae.elbo(x, k, t).value}, batch_size=things)
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
@@ -248,7 +253,7 @@ class FlowVAEModule(LightningModule):
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
         names = self.data.source.names
         result: dict[str, float] = {}
-        for group in ("equivariance_error", "copy_input", "black", "no_flow"):
+        for group in ("equivariance_error", "copy_input", "black", "no_flow", "not_gradient", *MEAN_SQUARES):
             values = [float(logged[f"{group}/{name}"]) for name in names]
             result |= {f"{group}/{name}": v for name, v in zip(names, values, strict=True)}
             result[f"{group}/mean"] = sum(values) / len(values)

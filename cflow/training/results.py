@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .module import FlowVAEModule
 
 ERROR, COMPOSED = "equivariance_error", "composition"
+TURNING = "not_gradient"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
 BELOW_THE_TABLE = {
     "flow_accuracy": "accuracy of q(k|x) {:.3f}",
@@ -69,16 +70,21 @@ def table(metrics: Mapping[str, float]) -> str:
         mean                 80.0         400.0                  5.00
         <BLANKLINE>
         samples 10
+
+    Where it was measured, the last column says how much of the velocity is no gradient, see `metrics.not_gradient`.
     """
     names = [key.removeprefix(f"{ERROR}/") for key in metrics if key.startswith(f"{ERROR}/")]
     baselines = {k: v for k, v in BASELINES.items() if any(key.startswith(f"{k}/") for key in metrics)}
+    turning = all(f"{TURNING}/{name}" in metrics for name in names)
     rows = [["equivariance error", "model", *baselines.values(), "best trivial / model"]]
+    rows[0] += ["not gradient"] if turning else []
     for name in names:
         error = metrics[f"{ERROR}/{name}"]
         trivial = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
         ratio = min(trivial, default=math.nan) / error if error else math.inf
         label = _label(name, metrics.get(f"flow/{name}"))
         rows.append([label, f"{error:.1f}", *(f"{o:.1f}" for o in trivial), f"{ratio:.2f}"])
+        rows[-1] += [f"{metrics[f'{TURNING}/{name}']:.2f}"] if turning else []
     lines = _columns(rows)
     composed = [key for key in metrics if key.startswith(f"{COMPOSED}/") and key.count("/") == 1]
     if composed:
