@@ -341,6 +341,15 @@ def test_a_fit_ends_with_the_test_of_its_best_checkpoint(tmp_path, monkeypatch) 
     assert [path.resolve() for path in tested] == [checkpoints / "best.ckpt"]
 
 
+def test_another_optimizer_cannot_go_on(folder, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(folder)
+    assert cli.main(["fit", *TINY, "--trainer.max_steps", "1", "--model.optimizer", "adam", "--run_name", "adam"]) == 0
+    words = ["fit", "--ckpt_path", "runs/adam", "--trainer.max_steps", "2", "--model.optimizer"]
+    assert cli.main([*words, "muon"]) == 2
+    assert "model.optimizer='muon', but the checkpoint holds the state of 'adam'" in capsys.readouterr().err
+    assert cli.main([*words, "adam"]) == 0
+
+
 def test_the_newest_run_has_the_largest_number(tmp_path) -> None:
     for number in (10, 2, 9):
         (tmp_path / f"digits/version_{number}").mkdir(parents=True)

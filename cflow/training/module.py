@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from pytorch_lightning import LightningModule
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from .. import composition, metrics
@@ -265,11 +266,20 @@ class FlowVAEModule(LightningModule):
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Store the training time and the seed, from which all that comes is drawn."""
-        checkpoint["seconds"], checkpoint["seed"] = self.seconds, self.seed
+        """Store the training time, the optimizer's name, and the seed, from which all that comes is drawn."""
+        checkpoint["seconds"], checkpoint["optimizer"], checkpoint["seed"] = self.seconds, self.optimizer, self.seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the training time and the seed over."""
+        """Take the training time and the seed over.
+
+        Raises:
+            ArgumentError: a fit would go on with another optimizer than before.
+        """
+        before = checkpoint.get("optimizer", "adam")
+        if self.trainer.state.fn == TrainerFn.FITTING and self.optimizer != before:
+            raise ArgumentError(
+                f"model.optimizer={self.optimizer!r}, but the checkpoint holds the state of {before!r}; go on with it."
+            )
         self._seconds_before, self._start = float(checkpoint.get("seconds", 0.0)), None
         self.seed = int(checkpoint.get("seed", self.seed))
 
