@@ -1,6 +1,6 @@
 """Which fields can swing: a pendulum learned by a free field, by a gradient, and by a gradient with parts that turn.
 
-    python benchmarks/pendulum.py            # states in the plane, and images: five minutes on one core
+    python benchmarks/pendulum.py            # states in the plane, and images: four minutes on one core
     python benchmarks/pendulum.py --quick    # the plane alone, a tenth of the steps: seconds
 
 The frictionless pendulum dq/dt = ω p, dp/dt = −ω sin q, with ω = 2π/8: small swings take eight frames. Fields see no
