@@ -84,11 +84,13 @@ def test_metrics_have_the_agreed_keys(fitted) -> None:
     composed = ["superposition", "switch", "half_frames", "inverse", "there_and_back", "twice_horizon", "closure"]
     wanted |= {f"composition/{name}{key}" for name in composed for key in ("", "/copy_input", "/black", "/no_flow")}
     wanted |= {"composition/commutator", "composition/commutator/truth"}
-    wanted |= {"reconstruction_l1", "elbo", "log_likelihood", "seconds", "samples"}
+    wanted |= {"equivariance_error_7/mean", "reconstruction_l1", "elbo", "log_likelihood", "seconds", "samples"}
     assert set(metrics) == wanted
     assert all(isinstance(value, float) for value in metrics.values())
     assert metrics["samples"] == 30
-    for name in NAMES:  # of a quadratic potential alone
+    seven = [sum(metrics[f"equivariance_error_per_frame/{name}/{t}"] for t in range(1, 8)) for name in NAMES]
+    assert metrics["equivariance_error_7/mean"] == pytest.approx(sum(seven) / 3)
+    for name in NAMES:
         assert 0 < metrics[f"not_gradient/{name}"] < 1
         assert metrics[f"mean_square/gradient/{name}"] > 0 < metrics[f"mean_square/solenoidal/{name}"]
     for name in NAMES:
