@@ -31,7 +31,8 @@ from cflow.training import progress, results  # noqa: E402
 from cflow.training.batches import Drawn, Stream, draw_frames, draw_starts, mixed  # noqa: E402
 from cflow.training.checkpoints import checkpoint_callbacks  # noqa: E402
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
-from cflow.training.module import FlowVAEModule, learning_rate_factor  # noqa: E402
+from cflow.training.module import FlowVAEModule  # noqa: E402
+from cflow.training.schedules import learning_rate_factor  # noqa: E402
 
 # Lightning's use of PyTorch's pytree, and its advice on workers, loggers and short epochs.
 pytestmark = [

@@ -21,7 +21,8 @@ pytest.importorskip("jsonargparse")
 from cflow.training import cli, presets, results  # noqa: E402
 from cflow.training.batches import Drawn, draw_frames  # noqa: E402
 from cflow.training.datamodule import SequenceDataModule  # noqa: E402
-from cflow.training.module import FlowVAEModule, temperature_at  # noqa: E402
+from cflow.training.module import FlowVAEModule  # noqa: E402
+from cflow.training.schedules import temperature_at  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -16,19 +16,19 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from .. import composition, metrics
+from .. import metrics
 from ..checks import at_least
-from ..data import Sequences, compose
+from ..data import compose
 from ..data.stills import as_float
 from ..errors import ArgumentError
 from ..nets import ModelConfig
-from ..vae import FlowVAE
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
+from .measures import composition_errors, inferred_flows, transformation_errors
 from .optimizer import OptimizerName, make_optimizer
+from .schedules import TEMPERATURES, learning_rate_factor, temperature_at
 
 LIKELIHOOD_SEQUENCES = 256
-TEMPERATURES = {"marginal": (1000.0, 1.0), "gumbel": (1.0, 0.3)}  # at the start of a fit, and from its half on
 COMPOSED_THINGS = 200
 REPORTED = 7  # papers add up the frames 1 to 7
 MEAN_SQUARES = tuple(f"mean_square/{part}" for part in metrics.PARTS)
@@ -292,74 +292,3 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 (a user's own module may use it)
     torch.manual_seed(seed)
-
-
-def learning_rate_factor(step: int, total: float, schedule: str, warmup_steps: int) -> float:
-    """Return the learning rate as a part of its top, in a step out of a total (infinite for "constant").
-
-    Example:
-        >>> [round(learning_rate_factor(step, 100, "cosine", 0), 2) for step in (0, 50, 100)]
-        [1.0, 0.5, 0.0]
-    """
-    if step < warmup_steps:
-        return (step + 1) / (warmup_steps + 1)
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(total - warmup_steps, 1)))
-
-
-def temperature_at(step: int, total: float, start: float, end: float) -> float:
-    """Return `FlowVAE.temperature` in a step out of a total: it falls by equal factors in the first half of them.
-
-    Example:
-        >>> [round(temperature_at(step, 100, 1000.0, 1.0)) for step in (0, 25, 50, 75)]
-        [1000, 32, 1, 1]
-    """
-    return float(start * (end / start) ** min(2 * step / total, 1.0))
-
-
-def inferred_flows(q: Tensor, k: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Return how well flows are inferred, and the flow that each transformation has become.
-
-    Every process tests everything, so that none needs the others' sequences.
-
-    Arguments:
-        q: probabilities of the flows (N, K).
-        k: the true transformations (N,).
-        names: of the K transformations.
-
-    Example:
-        >>> inferred_flows(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1]), ["scaling", "hue"])
-        {'flow_accuracy': 1.0, 'flow_calibration_error': 0.0, 'flow/scaling': 1.0, 'flow/hue': 0.0}
-    """
-    accuracy, permutation = metrics.flow_accuracy(q, k)
-    numbers = {"flow_accuracy": accuracy, "flow_calibration_error": metrics.expected_calibration_error(q, k)}
-    flows = permutation.argsort().tolist()
-    return numbers | {f"flow/{name}": float(flow) for name, flow in zip(names, flows, strict=True)}
-
-
-def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
-    """Return the equivariance error of one transformation and its trivial baselines, batch means.
-
-    Arguments:
-        vae: the model.
-        x: sequences (B, T+1, C, H, W).
-        k: the flow of each (B,).
-        t: times (T+1,).
-        name: the transformation, for the keys.
-    """
-    errors = metrics.equivariance_error(vae, x, k, t).mean(1)
-    numbers = {f"equivariance_error/{name}": errors.sum()}
-    for index, error in enumerate(errors, start=1):
-        numbers[f"equivariance_error_per_frame/{name}/{index}"] = error
-    for key, value in metrics.baselines(vae, x, k, t).items():
-        numbers[f"{key}/{name}"] = value.sum(0).mean()
-    return numbers
-
-
-def composition_errors(
-    vae: FlowVAE, x0: Tensor, source: Sequences, flows: Sequence[int] | None = None
-) -> dict[str, Tensor]:
-    """Return the errors of `composition.errors` on stills x0 (B, C, H, W) of a set of sequences, batch means."""
-    errors = composition.errors(vae, x0, source.transformations or {}, num_frames=source.num_frames, flows=flows)
-    return {f"composition/{name}": error.mean() for name, error in errors.items()}
