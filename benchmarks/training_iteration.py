@@ -3,14 +3,13 @@
     python benchmarks/training_iteration.py                  # both presets, about a minute
     python benchmarks/training_iteration.py --presets mnist --data-root data
 
-The iteration is what `cflow fit` runs: a batch of images, their sequences, the ELBO, its gradients, Adam. Its parts are
-timed by hooks where the graph passes from one to the next, forwards and backwards, so that they add up to the whole.
-Where k is inferred, whole sequences are made for q(k|x), every flow is solved, and frames are decoded under each flow
-to tell which one it was: those that count, or all of them. While inference is hot all flows stay possible, and are
+The iteration is what `cflow fit` runs: a batch of images, their sequences, the ELBO, its gradients, the optimiser. Its
+parts are timed by hooks where the graph passes from one to the next, forwards and backwards, so that they add up to the
+whole. Where k is inferred, whole sequences are made for q(k|x), every flow is solved, and frames are decoded under each
+flow to tell which one it was: those that count, or all of them. While inference is hot all flows stay possible, and are
 decoded with their gradient; later one is left of most sequences. The original's scheme has the same encoder, decoder
-and data, but MLP potentials in a Python loop over K with the gradient by autograd, one Euler step a frame, and every
-frame decoded. On a CPU everything is float32, as in `cflow fit` where the processor lacks bfloat16; on a GPU the
-preset's precision holds.
+and data, but MLP potentials in a Python loop over K with the gradient by autograd, one Euler step a frame, every frame
+decoded, and Adam. The preset's precision holds, but for float32 on a CPU without bfloat16, as in `cflow fit`.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from cflow.data import Sequences, Stills
 from cflow.training.batches import Drawn
 from cflow.training.datamodule import SequenceDataModule
 from cflow.training.module import FlowVAEModule
+from cflow.training.optimizer import bfloat16_in_software, make_optimizer
 
 SCHEMA = 1
 PARTS = ("data", "encoder", "flow", "decoder", "losses", "optimiser")
@@ -114,15 +114,15 @@ class Iteration:
     def __init__(self, config: dict[str, Any], scheme: str, train: Sequences, device: torch.device) -> None:
         torch.manual_seed(0)
         self.module = FlowVAEModule(**config["model"] | CHANGES[scheme]).to(device)
-        self.optimiser = torch.optim.Adam(self.module.parameters(), lr=1e-3, fused=True)
         self.batch, self.device, self.original = config["data"]["batch_size"], device, scheme == "original"
         count = train.num_frames if self.original else self.module.frames_per_step
         self.weak = "inferred" in scheme
         self.module.vae.temperature = self.module.temperature or 1.0
         self.drawn, self.done = Drawn(train, count, seed=0, whole=self.weak), 0
         precision = str(config["trainer"].get("precision", "32-true"))
-        halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16} if device.type == "cuda" else {}
-        self.half = halves.get(precision)
+        halves = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+        self.half = None if device.type == "cpu" and bfloat16_in_software("cpu") else halves.get(precision)
+        self.optimiser = make_optimizer(self.module.optimizer, self.module.vae, 1e-3, self.half)
         self.laps = Laps(device)
         vae = self.module.vae
         lap_at(self.laps, vae.encoder, "encoder", before="losses", behind="flow")

@@ -29,6 +29,7 @@ from .checkpoints import RunConfig, WholeFiles, checkpoint_callbacks
 from .datamodule import SequenceDataModule
 from .messages import explain, read_config
 from .module import FlowVAEModule
+from .optimizer import bfloat16_in_software
 from .trainer import FlowTrainer
 
 # The trainer's options that `--help` shows; all of them with --help_all.
@@ -287,16 +288,6 @@ def last(words: Sequence[str], option: str) -> str | None:
 def is_first_process() -> bool:
     """Whether this is the process of a fit that writes and speaks."""
     return getattr(rank_zero_only, "rank", 0) in (0, None)
-
-
-def bfloat16_in_software(accelerator: object) -> bool:
-    """Whether a trainer of this accelerator runs on a CPU for which oneDNN has no bfloat16 kernels.
-
-    Convolutions then take ten times as long as in float32 (AVX2 processors).
-    """
-    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return on_cpu and supported is not None and not supported()
 
 
 def run(words: Sequence[str]) -> None:

@@ -134,3 +134,13 @@ def make_optimizer(name: OptimizerName, vae: FlowVAE, lr: float, dtype: torch.dt
     hidden = hidden_weights(vae.encoder, vae.decoder)
     chosen = {id(p) for p in hidden}
     return MuonAdam(hidden, [p for p in vae.parameters() if id(p) not in chosen], lr, dtype)
+
+
+def bfloat16_in_software(accelerator: object) -> bool:
+    """Whether a trainer of this accelerator runs on a CPU for which oneDNN has no bfloat16 kernels.
+
+    Convolutions then take ten times as long as in float32 (AVX2 processors).
+    """
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return on_cpu and supported is not None and not supported()
