@@ -46,12 +46,12 @@ class Composition:
 
     def amounts(self, t: Tensor) -> Tensor:
         """How far each transformation has come at times t (N,): (N, K)."""
-        starts = torch.tensor(self.starts)
-        ends = torch.tensor([*self.starts[1:], math.inf])
+        starts = torch.tensor(self.starts, device=t.device)
+        ends = torch.tensor([*self.starts[1:], math.inf], device=t.device)
         since = (torch.minimum(t[:, None], ends) - starts).to(t.dtype)
         if len(self.starts) > 1:  # of the first piece it may be negative
             since[:, 1:].clamp_(min=0)
-        return since @ torch.tensor(self.weights, dtype=t.dtype)
+        return since @ torch.tensor(self.weights, dtype=t.dtype, device=t.device)
 
     @property
     def order(self) -> list[int]:
@@ -210,6 +210,7 @@ def _commutator(
     true = {c.weights: c.truth(x0, t, transformations)[:, -1] for c in ordered}
 
     def apart(images: Mapping[tuple[tuple[float, ...], ...], Tensor]) -> Tensor:
+        """How far images are from those of the other order, (B,)."""
         return torch.stack([_distance(x, images[w[::-1]]) for w, x in images.items()]).mean(0)
 
     return {"commutator": apart(made), "commutator/truth": apart(true)}

@@ -263,3 +263,8 @@ def test_periods_are_those_of_the_images(transformation):
     x = torch.rand(2, 3, 9, 9)
     torch.testing.assert_close(transformation(x, PERIODS[transformation]), x, rtol=0, atol=1e-6)
     assert (transformation(x, PERIODS[transformation] / 2) - x).abs().max() > 0.1
+
+
+def test_amounts_stay_on_the_device_of_the_times():
+    both = Composition(((1.0, 0.0), (0.0, 1.0)), starts=(0.0, 4.0))
+    assert both.amounts(torch.arange(3.0, device="meta")).device.type == "meta"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 
@@ -26,6 +26,7 @@ POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
 Network = Literal["mlp", "conv", "paper"]
 NETWORKS = get_args(Network)
 Supervision = Literal["full", "weak"]
+T = TypeVar("T")
 
 
 def build_potential(
@@ -49,10 +50,7 @@ def build_potential(
             0.1 / math.sqrt(dim) * torch.randn(num_flows, dim, dim), torch.zeros(num_flows, dim)
         ),
     }
-    names = name.split("+") if isinstance(name, str) else [""]
-    if not set(names) <= set(makers):
-        raise ArgumentError(f"potential: expected {', '.join(makers)} or a sum such as 'quadratic+ridge', got {name!r}")
-    terms = [makers[term]() for term in names]
+    terms = _terms(name, makers, f"potential: expected {', '.join(makers)} or a sum such as 'quadratic+ridge'")
     return SumPotential(*terms) if len(terms) > 1 else terms[0]
 
 
@@ -81,13 +79,17 @@ def build_solenoidal(
         "ridge": lambda: turned("ridge"),
         "mlp": lambda: turned("mlp"),
     }
+    expected = f"solenoidal: expected none, {', '.join(makers)} or a sum such as 'skew+ridge'"
+    first, *others = _terms(name, makers, expected)
+    return sum(others, first)
+
+
+def _terms(name: str, makers: Mapping[str, Callable[[], T]], expected: str) -> list[T]:
+    """The terms of a sum by name, such as "quadratic+ridge"; `expected` begins the error for an unknown one."""
     names = name.split("+") if isinstance(name, str) else [""]
     if not set(names) <= set(makers):
-        raise ArgumentError(
-            f"solenoidal: expected none, {', '.join(makers)} or a sum such as 'skew+ridge', got {name!r}"
-        )
-    first, *others = [makers[term]() for term in names]
-    return sum(others, first)
+        raise ArgumentError(f"{expected}, got {name!r}")
+    return [makers[term]() for term in names]
 
 
 @dataclass(frozen=True)
