@@ -1,6 +1,7 @@
 """Does a device compute what a CPU computes in float64? Values and gradients of every kind of solve.
 
     python benchmarks/check_device.py --device cuda
+    python benchmarks/check_device.py --device cuda --processes 8
     python benchmarks/check_device.py --quick            # fewer cases
 
 Every field × selection × method × gradient mode, with and without log-density and kinetic energy, and single calls;
@@ -15,7 +16,9 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import Any
 
 import torch
@@ -188,14 +191,23 @@ def check(case: Case, device: torch.device, expected: Sequence[Tensor]) -> Itera
         yield vars(case) | row | {"same": row["difference"] <= allowed}
 
 
-def run(device: torch.device, *, budget: float) -> tuple[list[dict[str, Any]], int]:
-    """One row for each case and dtype, and how many cases were not reached within so many seconds."""
-    rows, start, todo = list[dict[str, Any]](), time.perf_counter(), list(cases())
+def run(device: torch.device, *, budget: float, share: slice = slice(None)) -> tuple[list[dict[str, Any]], int]:
+    """One row for each case of a share and dtype, and how many cases were not reached within so many seconds."""
+    rows, start, todo = list[dict[str, Any]](), time.perf_counter(), list(cases())[share]
     for done, case in enumerate(todo):
         if time.perf_counter() - start > budget:
             return rows, len(todo) - done
         rows += check(case, device, case.answers(torch.device("cpu"), torch.float64))
     return rows, 0
+
+
+def run_in_processes(device: torch.device, *, budget: float, processes: int) -> tuple[list[dict[str, Any]], int]:
+    """The same, in several processes of one thread each: most of the time goes into the references on the CPU."""
+    shares = [slice(i, None, processes) for i in range(processes)]
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        parts = [pool.submit(run, device, budget=budget, share=share) for share in shares]
+        found = [part.result() for part in parts]
+    return [row for rows, _ in found for row in rows], sum(missed for _, missed in found)
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
@@ -223,9 +235,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__, "check_device", rounds=None)
     parser.add_argument("--quick", action="store_true", help="ten seconds of cases")
     parser.add_argument("--budget", type=float, default=80.0, help="seconds (default %(default)s)")
+    parser.add_argument("--processes", type=int, default=1, help="that share the cases (default %(default)s)")
     args = parser.parse_args(words)
     print(one_line(machine(args.device)))
-    rows, missed = run(args.device, budget=10.0 if args.quick else args.budget)
+    budget = 10.0 if args.quick else args.budget
+    if args.processes > 1:
+        rows, missed = run_in_processes(args.device, budget=budget, processes=args.processes)
+    else:
+        rows, missed = run(args.device, budget=budget)
     show(rows)
     if missed:
         print(f"{missed} cases were not reached in time")

@@ -45,16 +45,16 @@ if [[ -n $quick ]]; then
     few=(--rounds 1 --budget 0)
     sizes=(6,2,8)
     peer_sizes=(6,2,8)
-    check=(--quick)
+    check=(--quick --processes 2)
 else
     few=(--rounds 10 --budget 12)
     sizes=(16,3,128 64,3,1024 324,8,4096)
     peer_sizes=(64,3,1024)
-    check=(--budget 80)
+    check=(--budget 80 --processes $((($(nproc) + 1) / 2)))
 fi
 
 command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-part check_device 110 "${check[@]}"
+part check_device 120 "${check[@]}"
 part solver_cost 150 --sizes "${sizes[@]}" --methods euler rk4 dopri5 "${few[@]}" --plot "$out/solver_cost.png"
 part against_peers 90 --sizes "${peer_sizes[@]}" --libraries cflow torchdiffeq torchdyn torchode zuko diffrax "${few[@]}"
 part user_module 45 --quick "${few[@]:0:2}" --budget 5 # its larger cases take minutes where launches count
