@@ -1,4 +1,4 @@
-"""Load a trained model from a run or a checkpoint, without Lightning."""
+"""Load a trained model by name, or from a run, a checkpoint or a folder of weights, without Lightning."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from .errors import ArgumentError, ArgumentTypeError, DataError
+from .hub import is_pretrained
 from .nets import build_vae
 from .vae import FlowVAE
 
@@ -20,21 +21,29 @@ Kind = Literal["best", "last"]
 
 PREFIX = "vae."
 DEFAULT_ROOT = "runs"
+# trained weights of cflow's own: in the package, or in a clone beside it
+PRETRAINED = ("digits", "digits_weak", "mnist", "mnist_weak")
+PLACES = (Path(__file__).parent / "weights", Path(__file__).parents[1] / "weights")
 
 
 def load(path: str | os.PathLike[str]) -> FlowVAE:
-    """The `FlowVAE` of a run or a checkpoint, on the CPU and in eval mode.
+    """A trained `FlowVAE`, on the CPU and in eval mode.
 
     Arguments:
         path: a checkpoint file, the folder of a run, such as "runs/digits/version_0", or of several, such as
             "runs/digits" (the newest run with a checkpoint is taken, its best checkpoint before its last one); "last"
-            for the newest run under "runs".
+            for the newest run under "runs"; a folder that `FlowVAE.save_pretrained` wrote; or the name of weights that
+            come with cflow: "digits" with the package, "digits_weak", "mnist" and "mnist_weak" with a clone of the
+            repository. A file or folder of that name comes first.
 
     Raises:
         ArgumentError, ArgumentTypeError: there is no such file or folder.
-        DataError: the file is damaged, or no checkpoint of cflow.
+        DataError: the file is damaged, or holds no model of cflow.
+        DependencyError: a folder of weights or a name, and the package safetensors is not installed.
 
     Example:
+        >>> load("digits").sample(2, 0, t=[0, 4, 8]).shape
+        torch.Size([3, 2, 3, 28, 28])
         >>> load("runs/nowhere")
         Traceback (most recent call last):
         ...
@@ -42,6 +51,8 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     """
     if not isinstance(path, (str, os.PathLike)):
         raise ArgumentTypeError(f"path: expected the path of a run or a checkpoint, got {type(path).__name__}")
+    if (weights := pretrained_folder(path)) is not None:
+        return FlowVAE.from_pretrained(weights)
     given = Path(path)
     if given == Path("last") and not given.exists():
         file = newest_checkpoint(Path(DEFAULT_ROOT))
@@ -50,23 +61,43 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     else:
         file = find_checkpoint(given) if given.is_dir() else given
     if file is None:
-        raise ArgumentError(f"path: the folder {str(given)!r} holds no checkpoints/best.ckpt or last.ckpt")
+        raise ArgumentError(
+            f"path: the folder {str(given)!r} holds no checkpoints/best.ckpt or last.ckpt, and no weights"
+        )
     if not file.is_file():
         raise ArgumentError(f"path: there is no file or folder {str(given)!r}")
     content = read_checkpoint(file)
     try:
         config = content["hyper_parameters"]["model_config"]
-        weights = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
+        state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
     except (KeyError, TypeError, AttributeError):
         raise DataError(f"path: {str(file)!r} is no checkpoint of cflow: it holds no model_config") from None
     try:
         vae = build_vae(**config)
-        if any(w.dtype == torch.float64 for w in weights.values()):
+        if any(w.dtype == torch.float64 for w in state.values()):
             vae.double()
-        vae.load_state_dict(weights)
+        vae.load_state_dict(state)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise DataError(f"path: {str(file)!r} does not fit this version of cflow: {_line(error)}") from error
     return vae.eval()
+
+
+def pretrained_folder(path: str | os.PathLike[str]) -> Path | None:
+    """The folder of weights that a path or a name means; None for what is no such folder.
+
+    Raises:
+        ArgumentError: weights of cflow's own that did not come with this installation.
+    """
+    given = Path(path)
+    if given.exists() or str(path) not in PRETRAINED:
+        return given if is_pretrained(given) else None
+    if found := next((place / given for place in PLACES if is_pretrained(place / given)), None):
+        return found
+    raise ArgumentError(
+        f"path: the weights {str(path)!r} did not come with this installation of cflow, which has "
+        f"{', '.join(name for name in PRETRAINED if is_pretrained(PLACES[0] / name)) or 'none'}; they are the folder "
+        f"weights/{path} of the repository: give the path of it in a clone"
+    )
 
 
 def find_checkpoint(folder: Path, prefer: Kind = "best") -> Path | None:

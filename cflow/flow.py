@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .fields import Divergence, Dynamics, Part, Rows, VelocityField, in_dtype_of, rademacher_like
+from .hub import Pretrained
 from .modes import concrete, full_precision, ordinary
 from .potentials.autograd import Compiled
 from .potentials.base import is_closed, takes_context, value
@@ -43,7 +44,7 @@ class FlowPath:
     steps: int
 
 
-class PotentialFlow(nn.Module):
+class PotentialFlow(Pretrained):
     r"""Flows along gradients of K potentials, and fields without divergence beside them, integrated by torchdiffeq.
 
     .. math:: dz/dt = Σ_k w_k (∇u_k + r_k)(z, t), \quad d \log q(z(t), t)/dt = −Δ Σ_k w_k u_k(z, t)

@@ -119,6 +119,8 @@ def as_flow_prior(flow_prior: Tensor | Sequence[float], num_flows: int | None) -
         raise ArgumentError(f"flow_prior: expected probabilities {wanted}, got shape {tuple(p.shape)}")
     if not p.is_floating_point():
         p = p.to(torch.get_default_dtype())
+    if p.is_meta:  # a model that is laid out for weights to come
+        return p
     if not bool((p > 0).all()) or not math.isclose(float(p.double().sum()), 1.0, abs_tol=1e-4):
         raise ArgumentError(
             f"flow_prior: expected probabilities > 0 that sum to 1, got {p.tolist()} of sum {float(p.sum()):g}; divide "

@@ -17,6 +17,7 @@ from .checks import positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import FlowPath, PotentialFlow
 from .frames import Frames, check_encoded, parse_frames
+from .hub import Pretrained
 from .inference import (
     FlowBelief,
     Inference,
@@ -44,7 +45,7 @@ from .selection import SelectionLike
 from .times import TimesLike
 
 
-class FlowVAE(nn.Module):
+class FlowVAE(Pretrained):
     r"""A VAE over sequences: encode the first frame, flow its latent state, decode every frame.
 
     .. math:: \log p(x_{0..T}|k) ≥ Σ_t E_q[\log p(x_t|z_t)] − KL(q(z_0|x_0) ‖ p(z_0)), \quad z_t = flow_k(z_0)

@@ -17,7 +17,7 @@ ROOT = Path(cflow.__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[1]
 # what comes later may import what comes before; rooms of one row may import each other, but not in a circle
 ROWS = [
-    "errors modes checks",
+    "errors modes checks hub",
     "times selection frames",
     "potentials",
     "divergence_free solenoidal",

@@ -111,6 +111,7 @@ class MLPEncoder(Encoder):
     def __init__(self, image_shape: ImageShape, latent_dim: int, width: int = 512) -> None:
         sizes = math.prod(checked_shape(image_shape)), *_widths(width), 2 * positive_int("latent_dim", latent_dim)
         super().__init__(_unit_gain(nn.Sequential(nn.Flatten(), *_mlp(*sizes))), image_shape)
+        self.latent_dim, self.width = latent_dim, width
 
 
 class MLPDecoder(Decoder):
@@ -123,6 +124,7 @@ class MLPDecoder(Decoder):
         sizes = positive_int("latent_dim", latent_dim), narrow, wide, math.prod(shape)
         body = nn.Sequential(*_mlp(*sizes), nn.Unflatten(1, shape))
         super().__init__(_unit_gain(body), image_shape, likelihood)
+        self.latent_dim, self.width = latent_dim, width
 
 
 class ConvDecoder(Decoder):
@@ -150,6 +152,7 @@ class ConvDecoder(Decoder):
             nn.PixelShuffle(2),
         )
         super().__init__(_unit_gain(body), image_shape, likelihood)
+        self.latent_dim, self.width = latent_dim, width
 
 
 class PaperEncoder(Encoder):
@@ -173,6 +176,7 @@ class PaperEncoder(Encoder):
             ),
             image_shape,
         )
+        self.latent_dim = latent_dim
 
 
 class PaperDecoder(Decoder):
@@ -190,6 +194,7 @@ class PaperDecoder(Decoder):
             nn.ConvTranspose2d(s, channels, 4, 2, 1),
         )
         super().__init__(body, image_shape, likelihood)
+        self.latent_dim = latent_dim
 
 
 class SequenceEncoder(nn.Module, ABC):
@@ -258,6 +263,7 @@ class MLPSequenceEncoder(SequenceEncoder):
     def __init__(self, image_shape: ImageShape, num_frames: int, num_flows: int, width: int = 128) -> None:
         super().__init__(image_shape, num_frames, num_flows)
         pixels, wide, later = math.prod(self.image_shape), positive_int("width", width), self.num_frames - 1
+        self.width = wide
         self.of_first = _unit_gain(nn.Sequential(nn.Flatten(), nn.Linear(pixels, wide), nn.SiLU()))
         self.of_change = _unit_gain(nn.Sequential(nn.Flatten(), nn.Linear(pixels, wide), nn.SiLU()))
         self.body = _unit_gain(nn.Sequential(*_mlp(wide * num_frames + later, wide, self.num_flows)))
@@ -280,6 +286,7 @@ class ConvSequenceEncoder(SequenceEncoder):
         channels, height, w = checked_shape(image_shape, multiple=4)
         super().__init__(image_shape, num_frames, num_flows)
         wide, later = positive_int("width", width), self.num_frames - 1
+        self.width = wide
         self.body = _unit_gain(
             nn.Sequential(
                 *(nn.Conv2d(channels * num_frames + later, wide, 4, 2, 1), nn.SiLU()),

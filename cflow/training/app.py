@@ -154,7 +154,7 @@ class CflowCLI(LightningCLI):
         words = with_signs([str(word) for word in args] if isinstance(args, list) else [])
         command, wanted = words[0], cast(Parser, self._subcommand_parsers[words[0]])
         names = [*given(words, "--config"), *given(words, "-c")]
-        checkpoint = last(words, "--ckpt_path")
+        checkpoint, weights = last(words, "--ckpt_path"), last(words, "--pretrained")
         if command == "fit" and not names and checkpoint is None:
             names = [presets.DEFAULT]
         for preset in filter(presets.is_preset, names):
@@ -167,8 +167,15 @@ class CflowCLI(LightningCLI):
             file = runs.named_checkpoint(checkpoint, root, last(words, "--run_name") or name, prefer=prefer)
             checkpoint, known = str(file), set(wanted.options()) - ({"run_name"} if name else set())
             wanted.set_defaults({key: value for key, value in runs.stored_options(file).items() if key in known})
+        elif weights is not None:
+            folder, known = runs.named_weights(weights), set(wanted.options())
+            wanted.set_defaults({key: value for key, value in runs.weights_options(folder).items() if key in known})
         elif command != "fit" and not any(word.startswith(("--print_config", "--help", "-h")) for word in words):
-            raise ArgumentError(f"`cflow {command}` needs --ckpt_path: a checkpoint, a run's folder, or `last`.")
+            raise ArgumentError(
+                f"`cflow {command}` needs --ckpt_path: a checkpoint, a run's folder, or `last`; or --pretrained."
+            )
+        if checkpoint is not None and weights is not None:
+            raise ArgumentError("--ckpt_path and --pretrained: give one of them, the other names another model.")
         self.config = parser.parse_args(words)
         if checkpoint is not None:
             self.config[command]["ckpt_path"] = checkpoint

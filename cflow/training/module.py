@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
-from .. import metrics
+from .. import hub, metrics
 from ..checks import at_least
 from ..data import compose
 from ..data.stills import as_float
@@ -267,6 +268,13 @@ class FlowVAEModule(LightningModule):
             result[f"equivariance_error_{REPORTED}/mean"] = sum(each) / len(each)
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
+
+    def load_pretrained(self, folder: Path) -> None:
+        """Take the weights of a folder over, and the seconds that their training took where they are known."""
+        self.vae.load_state_dict(hub.read_weights(folder))
+        options = hub.read_config(folder).get("options")
+        seconds = options.get("seconds") if isinstance(options, dict) else None
+        self._seconds_before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Store the training time, the optimizer's name, and the seed, from which all that comes is drawn."""

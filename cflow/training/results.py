@@ -52,6 +52,11 @@ def output_folder(out_dir: str | None, checkpoint: str | Path | None) -> Path:
     return folder
 
 
+def weights_output(root: str, pretrained: str) -> Path:
+    """Return the folder for results of weights that belong to no run: root/pretrained/<name>."""
+    return Path(root) / "pretrained" / Path(pretrained).resolve().name
+
+
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> Path:
     """Write metrics.json, flat keys to floats, and return its path."""
     path = folder / "metrics.json"

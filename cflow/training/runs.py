@@ -9,8 +9,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import Kind, find_checkpoint, newest_checkpoint, read_checkpoint, versions
+from ..checkpoint import (
+    PRETRAINED,
+    Kind,
+    find_checkpoint,
+    newest_checkpoint,
+    pretrained_folder,
+    read_checkpoint,
+    versions,
+)
 from ..errors import ArgumentError, DataError
+from ..hub import read_config
 from ..nets import ModelConfig
 from .datamodule import SequenceDataModule
 from .module import FlowVAEModule
@@ -100,13 +109,46 @@ def stored_options(path: Path) -> dict[str, Any]:
     Raises:
         DataError: see `read_fit`.
     """
-    content = storable(read_fit(path)[CONFIG_KEY])
+    return _options(read_fit(path)[CONFIG_KEY])
+
+
+def named_weights(name: str) -> Path:
+    """Return the folder that a user's ``--pretrained`` means: weights of cflow's own by name, or a folder of them.
+
+    Raises:
+        ArgumentError: there are no such weights.
+    """
+    if (folder := pretrained_folder(name)) is None:
+        raise ArgumentError(
+            f"--pretrained {name}: expected {', '.join(PRETRAINED)}, or a folder with config.json and model.safetensors"
+        )
+    return folder
+
+
+def weights_options(folder: Path) -> dict[str, Any]:
+    """Return the options that a folder of weights brings, as `stored_options` does.
+
+    Raises:
+        DataError: the folder does not say how its model is tested.
+    """
+    options = read_config(folder).get("options")
+    if not isinstance(options, dict) or not isinstance(options.get("model"), dict):
+        raise DataError(
+            f"--pretrained: {folder} holds a model without options of `cflow fit`; load it in Python: "
+            f"cflow.load({str(folder)!r})"
+        )
+    return _options(options)
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a stored configuration, flat."""
+    content = storable(config)
     options: dict[str, Any] = {}
     for key, value in content.items():
         options |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
     # A folder that a checkpoint names is looked into where it is there, never made.
     if not Path(options.get("data.root") or ".").is_dir():
-        del options["data.root"]
+        options.pop("data.root", None)
     return options
 
 

@@ -57,13 +57,19 @@ class FlowTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
         out_dir: str | None = None,
+        pretrained: str | None = None,
     ) -> list[Mapping[str, float]]:
         """Measure a checkpoint on held-out images and draw it: metrics.json, and traversals as PNG, GIF and WebP.
 
         Args:
             ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
             out_dir: folder for the results; the run's own by default.
+            pretrained: in place of ckpt_path: weights that come with cflow, by name, or a folder of weights.
         """
+        if pretrained is not None and isinstance(model, FlowVAEModule):
+            with fitting_weights("--pretrained"):
+                model.load_pretrained(runs.named_weights(pretrained))
+            out_dir = out_dir or str(results.weights_output(self.default_root_dir, pretrained))
         with fitting_weights():
             metrics = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if self.is_global_zero and isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule):
@@ -79,12 +85,13 @@ class FlowTrainer(Trainer):
         self,
         model: FlowVAEModule,
         datamodule: SequenceDataModule,
-        ckpt_path: str,
+        ckpt_path: str | None = None,
         num_samples: int = 4,
         out_dir: str | None = None,
         weights: str | None = None,
         schedule: str | None = None,
         times: str | None = None,
+        pretrained: str | None = None,
     ) -> None:
         """Draw what the flows make of held-out images, below the true ones: traversals as PNG, GIF and WebP.
 
@@ -98,12 +105,20 @@ class FlowTrainer(Trainer):
             schedule: one after another, each from a time on, by name, number or weights: 0:scaling,4:rotation or
                 0:0.5/0.5/0,6:hue.
             times: of the frames: 0,0.5,1 or beyond the horizon; 8,6,4,2,0 runs the flows backwards.
+            pretrained: in place of ckpt_path: weights that come with cflow, by name, or a folder of weights.
         """
         at_least("--num_samples", num_samples, 1)
         names, frames = datamodule.source.names, datamodule.source.times
         rows, t = compositions.asked(names, frames, weights=weights, schedule=schedule, times=times)
-        with fitting_weights():
-            model.load_state_dict(runs.read_fit(Path(ckpt_path))["state_dict"])
+        if pretrained is not None:
+            with fitting_weights("--pretrained"):
+                model.load_pretrained(runs.named_weights(pretrained))
+            out_dir = out_dir or str(results.weights_output(self.default_root_dir, pretrained))
+        elif ckpt_path is not None:
+            with fitting_weights():
+                model.load_state_dict(runs.read_fit(Path(ckpt_path))["state_dict"])
+        else:
+            raise ArgumentError("ckpt_path, pretrained: give one of them, there is nothing to draw with fresh weights.")
         datamodule.prepare_data()
         datamodule.setup("test")
         folder = results.output_folder(out_dir, ckpt_path)
@@ -113,8 +128,11 @@ class FlowTrainer(Trainer):
 
 
 @contextmanager
-def fitting_weights() -> Iterator[None]:
+def fitting_weights(option: str = "--ckpt_path") -> Iterator[None]:
     """Turn PyTorch's report of weights that do not fit into one clear line.
+
+    Arguments:
+        option: that names the weights.
 
     Raises:
         ArgumentError: names the first weight that does not fit.
@@ -126,6 +144,6 @@ def fitting_weights() -> Iterator[None]:
             raise
         detail = str(error).splitlines()[1].strip()
         raise ArgumentError(
-            f"--ckpt_path: its weights do not fit the model as configured ({detail}); "
+            f"{option}: its weights do not fit the model as configured ({detail}); "
             "leave out the --model and --data options that differ."
         ) from None
