@@ -13,11 +13,14 @@ from .errors import ArgumentError, ArgumentTypeError
 from .fields import Part
 from .flow import PotentialFlow
 from .frames import Frames, parse_frames
+from .image_quality import psnr as psnr
+from .image_quality import ssim as ssim
 from .modes import ordinary, recorded
 from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection
 from .times import TimesLike
 from .vae import FlowVAE, zero_states
+from .vp_score import vp_score as vp_score
 
 PARTS: tuple[Part, ...] = ("gradient", "solenoidal")
 ROWS = 1024  # latent states that `log_likelihood` flows and decodes at once
@@ -148,6 +151,29 @@ def log_likelihood(
         joint = torch.stack(each, -1)
         return (joint + vae.log_flow_prior(joint)).logsumexp(-1)
     return _importance_weighted(vae, frames, k, num_samples, context)
+
+
+@torch.no_grad()
+def log_likelihood_bound(vae: FlowVAE, num_frames: int = 1) -> float:
+    r"""What the log-density of frames cannot exceed under a normal likelihood of one scale σ, in nats.
+
+    .. math:: \log p(x_{0..T}) ≤ −\frac{(T+1) d}{2} \log(2π σ²), \quad d \text{ pixels a frame}
+
+    For σ = 1 and 3×28×28 pixels −2161.3 a frame. A log-likelihood above it is no log-likelihood. Infinite for other
+    likelihoods.
+
+    Example:
+        >>> from cflow import nets
+        >>> vae = nets.build_vae(latent_dim=4, width=16)
+        >>> _ = vae.decoder.log_scale.data.zero_()
+        >>> round(log_likelihood_bound(vae), 1)
+        -2161.3
+    """
+    log_scale = getattr(vae.decoder, "log_scale", None)
+    if not isinstance(log_scale, Tensor) or log_scale.numel() != 1:
+        return math.inf
+    pixels = num_frames * vae.decode(zero_states(vae, 1))[0].numel()
+    return -pixels * (float(log_scale) + 0.5 * math.log(2 * math.pi))
 
 
 def _importance_weighted(

@@ -21,19 +21,20 @@ from cflow.checkpoint import find_checkpoint, read_checkpoint
 from cflow.training import cli, runs
 
 DATA = {
-    "digits": "the 1,797 digits of scikit-learn (Alpaydin, Kaynak: Optical recognition of handwritten digits, UCI, 1998)",
-    "mnist": "MNIST (LeCun, Cortes, Burges, 1998), 55,000 images for training",
+    "digits": "the 1,797 digits of scikit-learn (Alpaydin, Kaynak, UCI, 1998)",
+    "mnist": "MNIST (LeCun, Cortes, Burges, 1998)",
 }
 CARD = """# {name}
 
-A flow-factorised VAE (Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, with continuous flows) of {data}, coloured
-red, under scaling, rotation and hue, nine frames a sequence. {supervision}
+A flow-factorised VAE (Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, with continuous flows) of
+{data}, coloured red, under scaling, rotation and hue, nine frames a sequence.
+{supervision}
 
 | held out, {samples:.0f} images, L1 summed over pixels and frames 1..8 | this model | best trivial answer |
 |---|---|---|
 {rows}
 
-Reconstruction L1 {l1:.1f}. Everything that was measured is in `metrics.json`, measured on the stored weights, which are
+Reconstruction L1 {l1:.1f}, PSNR {psnr:.1f} dB, SSIM {ssim:.3f}. Everything that was measured is in `metrics.json`, measured on the stored weights, which are
 of half precision; `traversals.png` shows held-out images, the true ones above.
 
     cflow fit --config {name}{root}                         # {seconds:.0f} s on one busy CPU core
@@ -41,7 +42,7 @@ of half precision; `traversals.png` shows held-out images, the true ones above.
     cflow test --pretrained {name}{root}                    # metrics.json again, within 1e-3 of each number
 
     vae = cflow.load("{name}")
-    vae.traverse(x0, {k}, t=[0, 2, 4, 6, 8])                    # x0 (B, 3, 28, 28) in [0, 1]: a digit in the red channel
+    vae.traverse(x0, {k}, t=[0, 2, 4, 6, 8])  # x0 (B, 3, 28, 28) in [0, 1]: a digit in the red channel
 
 Made for showing and testing the method. It knows these images only: upright digits in pure red at the first frame,
 times 0 to 8 frames, and one transformation at a time; superpositions and times beyond were not trained (see
@@ -81,7 +82,8 @@ def card(folder: Path) -> str:
     rows = []
     for row in ("scaling", "rotation", "hue", "mean"):
         trivial = min(metrics[f"{key}/{row}"] for key in ("copy_input", "black", "no_flow"))
-        rows.append(f"| {row} | {metrics[f'equivariance_error/{row}']:.1f} | {trivial:.1f} |")
+        error = " ± ".join(f"{metrics[f'equivariance_error/{row}{key}']:.1f}" for key in ("", "_stderr"))
+        rows.append(f"| {row} | {error} | {trivial:.1f} |")
     flows = ", ".join(f"{t} is flow {metrics[f'flow/{t}']:.0f}" for t in ("scaling", "rotation", "hue")) if weak else ""
     return CARD.format(
         name=name,
@@ -93,6 +95,8 @@ def card(folder: Path) -> str:
         samples=metrics["samples"],
         rows="\n".join(rows),
         l1=metrics["reconstruction_l1"],
+        psnr=metrics["psnr/mean"],
+        ssim=metrics["ssim/mean"],
         seconds=metrics["seconds"],
         root=" --data.root data" if name.startswith("mnist") else "",
         k=f"{metrics['flow/rotation']:.0f}" if weak else "1",

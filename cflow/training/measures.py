@@ -2,32 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
+from einops import rearrange
 from torch import Tensor
 
 from .. import composition, metrics
 from ..data import Sequences
+from ..image_quality import WINDOW
 from ..vae import FlowVAE
 
 
-def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
-    """Return the equivariance error of one transformation and its trivial baselines, batch means.
+class Samples:
+    """Numbers of single things, of which the mean and its standard error are reported."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Take more of them, (B,) under each key."""
+        for key, value in values.items():
+            self._parts.setdefault(key, []).append(value.detach().cpu().double())
+
+    def numbers(self) -> dict[str, float]:
+        """The mean under its key, and s/√n as <key>_stderr where there are two things or more.
+
+        Example:
+            >>> import torch
+            >>> samples = Samples()
+            >>> samples.add({"error": torch.tensor([1.0, 3.0])})
+            >>> samples.numbers()
+            {'error': 2.0, 'error_stderr': 1.0}
+        """
+        found: dict[str, float] = {}
+        for key, parts in self._parts.items():
+            values = torch.cat(parts)
+            found[key] = float(values.mean())
+            if len(values) > 1:
+                found[f"{key}_stderr"] = float(values.std() / len(values) ** 0.5)
+        return found
+
+
+def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Return errors under one transformation and those of trivial answers, in L1: name → frames 1..T of things (T, B).
 
     Arguments:
         vae: the model.
         x: sequences (B, T+1, C, H, W).
         k: the flow of each (B,).
         t: times (T+1,).
-        name: the transformation, for the keys.
     """
-    errors = metrics.equivariance_error(vae, x, k, t).mean(1)
-    numbers = {f"equivariance_error/{name}": errors.sum()}
-    for index, error in enumerate(errors, start=1):
-        numbers[f"equivariance_error_per_frame/{name}/{index}"] = error
-    for key, value in metrics.baselines(vae, x, k, t).items():
-        numbers[f"{key}/{name}"] = value.sum(0).mean()
-    return numbers
+    return {"equivariance_error": metrics.equivariance_error(vae, x, k, t), **metrics.baselines(vae, x, k, t)}
+
+
+def image_quality(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor) -> dict[str, Tensor]:
+    """Return PSNR and, where images are large enough, SSIM of generated frames 1..T, means over frames, (B,).
+
+    Arguments: as in `transformation_errors`.
+    """
+    made = rearrange(vae.traverse(vae.encoder_input(x), k, t), "t b ... -> b t ...")[:, 1:]
+    found = {"psnr": metrics.psnr(made, x[:, 1:]).mean(1)}
+    if min(x.shape[-2:]) >= WINDOW:
+        found["ssim"] = metrics.ssim(made, x[:, 1:]).mean(1)
+    return found
+
+
+def over_transformations(values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the numbers of things (B,) of every transformation, and their means over transformations.
+
+    Arguments:
+        values: transformation → measure → (B,), for the same things.
+
+    Returns:
+        "<measure>/<transformation>" and "<measure>/mean" → (B,).
+    """
+    found = {f"{key}/{name}": value for name, of in values.items() for key, value in of.items()}
+    keys = next(iter(values.values()))
+    return found | {f"{key}/mean": torch.stack([of[key] for of in values.values()]).mean(0) for key in keys}
 
 
 def inferred_flows(q: Tensor, k: Tensor, names: Sequence[str]) -> dict[str, float]:
@@ -42,11 +94,13 @@ def inferred_flows(q: Tensor, k: Tensor, names: Sequence[str]) -> dict[str, floa
 
     Example:
         >>> import torch
-        >>> inferred_flows(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1]), ["scaling", "hue"])
-        {'flow_accuracy': 1.0, 'flow_calibration_error': 0.0, 'flow/scaling': 1.0, 'flow/hue': 0.0}
+        >>> found = inferred_flows(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 1]), ["scaling", "hue"])
+        >>> found["flow_accuracy"], found["flow_accuracy_stderr"], found["flow/scaling"], found["flow/hue"]
+        (1.0, 0.0, 1.0, 0.0)
     """
     accuracy, permutation = metrics.flow_accuracy(q, k)
-    numbers = {"flow_accuracy": accuracy, "flow_calibration_error": metrics.expected_calibration_error(q, k)}
+    numbers = {"flow_accuracy": accuracy, "flow_accuracy_stderr": (accuracy * (1 - accuracy) / len(k)) ** 0.5}
+    numbers["flow_calibration_error"] = metrics.expected_calibration_error(q, k)
     flows = permutation.argsort().tolist()
     return numbers | {f"flow/{name}": float(flow) for name, flow in zip(names, flows, strict=True)}
 

@@ -25,7 +25,14 @@ from ..errors import ArgumentError
 from ..nets import ModelConfig
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
-from .measures import composition_errors, inferred_flows, transformation_errors
+from .measures import (
+    Samples,
+    composition_errors,
+    image_quality,
+    inferred_flows,
+    over_transformations,
+    transformation_errors,
+)
 from .optimizer import OptimizerName, make_optimizer
 from .schedules import TEMPERATURES, learning_rate_factor, temperature_at
 
@@ -33,6 +40,7 @@ LIKELIHOOD_SEQUENCES = 256
 COMPOSED_THINGS = 200
 REPORTED = 7  # papers add up the frames 1 to 7
 MEAN_SQUARES = tuple(f"mean_square/{part}" for part in metrics.PARTS)
+PICTURES = 48  # things whose frames are held against the true ones by PSNR and SSIM, which takes its time
 PATHS = 64  # of each transformation, along which Jacobians are found: D backward passes at every frame
 
 
@@ -99,6 +107,7 @@ class FlowVAEModule(LightningModule):
         self._start: float | None = None
         self._believed: list[tuple[Tensor, Tensor]] = []
         self._stills: list[Tensor] = []
+        self._samples = Samples()
 
     @property
     def data(self) -> SequenceDataModule:
@@ -209,29 +218,35 @@ class FlowVAEModule(LightningModule):
             flows = q.argmax(-1)
             self._believed.append((q.float(), batch.k))
         things = len(x) // len(names)
+        errors, quality = {}, {}
         for index, name in enumerate(names):
             own_x, own_flows = x[batch.k == index], flows[batch.k == index]
-            numbers = transformation_errors(self.vae, own_x, own_flows, t, name)
-            self.log_dict(numbers, batch_size=things)
+            errors[name] = transformation_errors(self.vae, own_x, own_flows, t)
+            if (count := min(things, PICTURES - batch_idx * things)) > 0:
+                quality[name] = image_quality(self.vae, own_x[:count], own_flows[:count], t)
             if (count := min(things, PATHS - batch_idx * things)) > 0:
                 found = metrics.parts_along_paths(self.vae, own_x[:count], own_flows[:count], t)
                 self.log_dict({f"{key}/{name}": value.mean() for key, value in found.items()}, batch_size=count)
-        l1 = metrics.reconstruction_l1(self.vae, x[:things, 0]).mean()
-        self.log_dict({"reconstruction_l1": l1, "elbo": self.vae.elbo(x, k, t).value}, batch_size=things)
+        self._measure_errors(errors)
+        if quality:
+            self._samples.add(over_transformations(quality))
+        self._samples.add({"reconstruction_l1": metrics.reconstruction_l1(self.vae, x[:things, 0])})
+        self.log("elbo", self.vae.elbo(x, k, t).value, batch_size=things)
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
         if self.likelihood_samples and left > 0:
             order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
             chosen = None if k is None else k[order]
             value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=self.likelihood_samples)
-            self.log("log_likelihood", value.mean(), batch_size=len(order))
+            self._samples.add({"log_likelihood": value})
         left = min(things, COMPOSED_THINGS - batch_idx * self.data.batch_size)
-        if self.data.source.transformations is not None and left > 0:
+        if left > 0:
             self._stills.append(x[:left, 0])
 
     def on_test_epoch_start(self) -> None:
         """Forget what an earlier test, or one that was interrupted, has found."""
         self._believed.clear()
         self._stills.clear()
+        self._samples = Samples()
 
     def on_test_epoch_end(self) -> None:
         """Log what needs all sequences at once: how flows are inferred, which one became what, and compositions."""
@@ -241,8 +256,23 @@ class FlowVAEModule(LightningModule):
             numbers = inferred_flows(q, k, names)
             flows = [int(numbers[f"flow/{name}"]) for name in names]
             self.log_dict(numbers)
-        if self._stills:
-            self.log_dict(composition_errors(self.vae, torch.cat(self._stills), self.data.source, flows))
+        stills = torch.cat(self._stills)
+        if self.data.source.transformations is not None:
+            self.log_dict(composition_errors(self.vae, stills, self.data.source, flows))
+        score, error = metrics.vp_score(self.vae, stills, horizon=float(self.data.source.times[-1]))
+        self.log_dict({"vp_score": score, "vp_score_stderr": error})
+        self.log_dict(self._samples.numbers())
+
+    def _measure_errors(self, errors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the errors of things under every transformation, (T, B) each, over all frames and by frame."""
+        sums = {name: {key: value.sum(0) for key, value in of.items()} for name, of in errors.items()}
+        self._samples.add(over_transformations(sums))
+        for name, of in errors.items():
+            frames = enumerate(of["equivariance_error"], start=1)
+            self._samples.add({f"equivariance_error_per_frame/{name}/{frame}": value for frame, value in frames})
+        if self.data.source.num_frames > REPORTED:
+            first = [of["equivariance_error"][:REPORTED].sum(0) for of in errors.values()]
+            self._samples.add({f"equivariance_error_{REPORTED}/mean": torch.stack(first).mean(0)})
 
     def _frames(self, batch: Batch) -> Tensor:
         """The frames of a batch, in the precision of the weights."""
@@ -254,19 +284,22 @@ class FlowVAEModule(LightningModule):
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
-        names = self.data.source.names
-        result: dict[str, float] = {}
-        for group in ("equivariance_error", "copy_input", "black", "no_flow", "not_gradient", *MEAN_SQUARES):
-            values = [float(logged[f"{group}/{name}"]) for name in names]
-            result |= {f"{group}/{name}": v for name, v in zip(names, values, strict=True)}
-            result[f"{group}/mean"] = sum(values) / len(values)
-        others = ("equivariance_error_per_frame/", "flow", "composition/")
-        result |= {key: float(value) for key, value in logged.items() if key.startswith(others)}
-        if self.data.source.num_frames > REPORTED:
-            frames = range(1, REPORTED + 1)
-            each = [sum(result[f"equivariance_error_per_frame/{name}/{t}"] for t in frames) for name in names]
-            result[f"equivariance_error_{REPORTED}/mean"] = sum(each) / len(each)
-        result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
+        names, source = [*self.data.source.names, "mean"], self.data.source
+        values = {key: float(value) for key, value in logged.items()}
+        turning = ("not_gradient", *MEAN_SQUARES)
+        for group in turning:
+            each = [values[f"{group}/{name}"] for name in source.names]
+            values[f"{group}/mean"] = sum(each) / len(each)
+        bound = metrics.log_likelihood_bound(self.vae, source.num_frames)
+        if "log_likelihood" in values and math.isfinite(bound):
+            values["log_likelihood_bound"] = bound
+        groups = ("equivariance_error", "copy_input", "black", "no_flow", *turning, "psnr", "ssim")
+        keys = [f"{group}/{name}" for group in groups for name in names]
+        keys += [key for key in values if key.startswith(("equivariance_error_per_frame/", "flow", "composition/"))]
+        keys += [f"equivariance_error_{REPORTED}/mean", "reconstruction_l1", "elbo", "log_likelihood"]
+        keys += ["log_likelihood_bound", "vp_score"]
+        present = (key for own in keys for key in (own, f"{own}_stderr") if key in values)
+        result = {key: values[key] for key in present}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
     def load_pretrained(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .module import FlowVAEModule
 
 ERROR, COMPOSED = "equivariance_error", "composition"
-TURNING = "not_gradient"
+TURNING, STDERR = "not_gradient", "_stderr"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
 BELOW_THE_TABLE = {
     "flow_accuracy": "accuracy of q(k|x) {:.3f}",
@@ -33,6 +33,9 @@ BELOW_THE_TABLE = {
     "reconstruction_l1": "reconstruction L1 {:.1f}",
     "elbo": "ELBO {:.1f}",
     "log_likelihood": "log-likelihood {:.1f}",
+    "psnr/mean": "PSNR {:.2f}",
+    "ssim/mean": "SSIM {:.3f}",
+    "vp_score": "VP score {:.3f}",
     "samples": "samples {:.0f}",
     "seconds": "training seconds {:.0f}",
 }
@@ -76,19 +79,23 @@ def table(metrics: Mapping[str, float]) -> str:
         <BLANKLINE>
         samples 10
 
-    Where it was measured, the last column says how much of the velocity is no gradient, see `metrics.not_gradient`.
+    ± is the standard error over the held-out things. Where it was measured, the last column says how much of the
+    velocity is no gradient, see `metrics.not_gradient`.
     """
-    names = [key.removeprefix(f"{ERROR}/") for key in metrics if key.startswith(f"{ERROR}/")]
+    keys = [key for key in metrics if key.startswith(f"{ERROR}/") and not key.endswith(STDERR)]
+    names = [key.removeprefix(f"{ERROR}/") for key in keys]
     baselines = {k: v for k, v in BASELINES.items() if any(key.startswith(f"{k}/") for key in metrics)}
     turning = all(f"{TURNING}/{name}" in metrics for name in names)
-    rows = [["equivariance error", "model", *baselines.values(), "best trivial / model"]]
+    spread = f"{ERROR}/mean_stderr" in metrics
+    rows = [["equivariance error", "model", *(["±"] if spread else []), *baselines.values(), "best trivial / model"]]
     rows[0] += ["not gradient"] if turning else []
     for name in names:
         error = metrics[f"{ERROR}/{name}"]
         trivial = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
         ratio = min(trivial, default=math.nan) / error if error else math.inf
         label = _label(name, metrics.get(f"flow/{name}"))
-        rows.append([label, f"{error:.1f}", *(f"{o:.1f}" for o in trivial), f"{ratio:.2f}"])
+        numbers = [error, *([metrics[f"{ERROR}/{name}{STDERR}"]] if spread else []), *trivial]
+        rows.append([label, *(f"{number:.1f}" for number in numbers), f"{ratio:.2f}"])
         rows[-1] += [f"{metrics[f'{TURNING}/{name}']:.2f}"] if turning else []
     lines = _columns(rows)
     composed = [key for key in metrics if key.startswith(f"{COMPOSED}/") and key.count("/") == 1]
@@ -99,8 +106,25 @@ def table(metrics: Mapping[str, float]) -> str:
             name = key.removeprefix(f"{COMPOSED}/").replace("_", " ")
             rows.append([name, *("–" if math.isnan(number) else f"{number:.1f}" for number in numbers)])
         lines += ["", *_columns(rows)]
-    rest = [text.format(metrics[key]) for key, text in BELOW_THE_TABLE.items() if key in metrics]
-    return "\n".join([*lines, "", " · ".join(rest)])
+    rest = [_with_spread(key, text, metrics) for key, text in BELOW_THE_TABLE.items() if key in metrics]
+    return "\n".join([*lines, "", *_wrapped(rest)])
+
+
+def _with_spread(key: str, text: str, metrics: Mapping[str, float]) -> str:
+    """A number below the table, with its standard error where that is known."""
+    spread, digits = metrics.get(f"{key}{STDERR}"), text[text.index("{") :]
+    return text.format(metrics[key]) + ("" if spread is None else f" ± {digits.format(spread)}")
+
+
+def _wrapped(parts: Iterable[str], width: int = 100) -> list[str]:
+    """Parts joined by dots, as many in a line as it holds."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + len(part) + 3 <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
