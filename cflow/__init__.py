@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import composition, data, metrics, nets, pde, plots
+    from . import composition, data, interop, metrics, nets, pde, plots
     from .checkpoint import load
     from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, DependencyError, IntegrationError
     from .flow import FlowPath, PotentialFlow
@@ -22,7 +22,7 @@ __version__ = "0.2.0"
 
 # public name → module; looked up when it is first asked for, so that `cflow --version` needs no PyTorch
 _HOME = {
-    **dict.fromkeys(("composition", "data", "metrics", "nets", "pde", "plots"), ""),
+    **dict.fromkeys(("composition", "data", "interop", "metrics", "nets", "pde", "plots"), ""),
     "load": "checkpoint",
     **dict.fromkeys(("ArgumentError", "ArgumentTypeError", "CflowError", "DataError"), "errors"),
     **dict.fromkeys(("DependencyError", "IntegrationError"), "errors"),
@@ -63,6 +63,7 @@ __all__ = [
     "__version__",
     "composition",
     "data",
+    "interop",
     "load",
     "metrics",
     "nets",

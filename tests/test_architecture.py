@@ -30,6 +30,7 @@ ROWS = [
     "vae",
     "nets",
     "checkpoint",
+    "interop",
     "image_quality vp_score",
     "metrics plots",
     "composition",

@@ -34,8 +34,8 @@ A flow-factorised VAE (Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, with
 |---|---|---|
 {rows}
 
-Reconstruction L1 {l1:.1f}, PSNR {psnr:.1f} dB, SSIM {ssim:.3f}. Everything that was measured is in `metrics.json`, measured on the stored weights, which are
-of half precision; `traversals.png` shows held-out images, the true ones above.
+Reconstruction L1 {l1:.1f}, PSNR {psnr:.1f} dB, SSIM {ssim:.3f}. All that was measured is in `metrics.json`, measured
+on the stored weights, which are of half precision; `traversals.png` shows held-out images, the true ones above.
 
     cflow fit --config {name}{root}                         # {seconds:.0f} s on one busy CPU core
     python weights/make.py runs/{name}/version_0 {folder}{root}
