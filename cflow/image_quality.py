@@ -38,7 +38,7 @@ def psnr(made: Tensor, x: Tensor) -> Tensor:
 def ssim(made: Tensor, x: Tensor) -> Tensor:
     """Structural similarity of images made (…, C, H, W) with true ones x, 1 where they are equal, (…).
 
-    In Gaussian windows of 11 × 11 pixels (σ = 1.5), for values in [0, 1].
+    The mean over Gaussian windows of 11 × 11 pixels (σ = 1.5), for values in [0, 1], of images mirrored at their edges.
 
     Raises:
         ArgumentError, ArgumentTypeError: no floating-point images, two shapes, or images smaller than the window.

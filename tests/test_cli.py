@@ -19,6 +19,7 @@ import cflow
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("jsonargparse")
 
+from cflow.checkpoint import PRETRAINED, pretrained_folder
 from cflow.data import PAPER
 from cflow.data.digits import load_digits
 from cflow.training import app, cli, compositions, presets, runs
@@ -85,7 +86,12 @@ def test_metrics_have_the_agreed_keys(fitted) -> None:
     wanted |= {f"composition/{name}{key}" for name in composed for key in ("", "/copy_input", "/black", "/no_flow")}
     wanted |= {"composition/commutator", "composition/commutator/truth"}
     wanted |= {"equivariance_error_7/mean", "reconstruction_l1", "elbo", "log_likelihood", "seconds", "samples"}
+    wanted |= {f"{group}/{name}" for group in ("psnr", "ssim") for name in [*NAMES, "mean"]}
+    wanted |= {"log_likelihood_bound", "vp_score"}
+    once = ("composition", "not_gradient", "mean_square", "elbo", "log_likelihood_bound", "seconds", "samples")
+    wanted |= {f"{key}_stderr" for key in wanted if not key.startswith(once)}
     assert set(metrics) == wanted
+    assert metrics["log_likelihood"] < metrics["log_likelihood_bound"]
     assert all(isinstance(value, float) for value in metrics.values())
     assert metrics["samples"] == 30
     seven = [sum(metrics[f"equivariance_error_per_frame/{name}/{t}"] for t in range(1, 8)) for name in NAMES]
@@ -131,6 +137,50 @@ def test_load_needs_no_lightning(fitted) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, fitted[0]], capture_output=True, text=True, check=True)
     assert done.stdout == "4\n"
+
+
+def test_weights_are_tested_and_drawn_by_name(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--data.test_samples", "30", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    assert cli.main(["test", "--pretrained", "digits", *words]) == 0
+    metrics = json.loads(Path("runs/pretrained/digits/metrics.json").read_text())
+    assert metrics["equivariance_error/mean"] < 0.15 * metrics["copy_input/mean"]
+    assert metrics["seconds"] > 0
+    assert metrics["psnr/mean"] > 30
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 105
+    assert cli.main(["traverse", "--pretrained", "digits", "--weights", "0.5,0.5,0", *words, "--out_dir", "x"]) == 0
+    assert Path("x/composition.png").stat().st_size > 0
+
+
+BAD_WEIGHTS = {
+    "an unknown name": (["--pretrained", "digitz"], "--pretrained digitz: expected digits, "),
+    "two models": (["--pretrained", "digits", "--ckpt_path", "last"], "give one of them"),
+    "another width": (["--pretrained", "digits", "--model.width", "16"], "--pretrained: its weights do not fit"),
+    "no options": (["--pretrained", "flow"], "without options of `cflow fit`"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_WEIGHTS)
+def test_weights_that_do_not_fit(what, there, capsys) -> None:
+    cflow.PotentialFlow(cflow.RidgePotential(4)).save_pretrained("flow")
+    words, text = BAD_WEIGHTS[what]
+    assert cli.main(["test", *words, "--trainer.accelerator", "cpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert text in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_weights_score_what_is_stored(name, tmp_path, monkeypatch) -> None:
+    folder, words = pretrained_folder(name), ["--trainer.accelerator", "cpu", "--trainer.devices", "1"]
+    if name.startswith("mnist"):
+        if "CFLOW_DATA" not in os.environ:
+            pytest.skip("set CFLOW_DATA to the folder of MNIST")
+        words += ["--data.root", os.environ["CFLOW_DATA"]]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["test", "--pretrained", name, "--out_dir", "x", *words]) == 0
+    stored = json.loads((folder / "metrics.json").read_text())
+    assert json.loads(Path("x/metrics.json").read_text()) == pytest.approx(stored, rel=1e-3, abs=1e-3)
 
 
 def test_test_repeats_the_measures_of_the_fit(there, tmp_path, capsys) -> None:
