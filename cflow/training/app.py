@@ -38,7 +38,7 @@ COMMON = (
     *("default_root_dir", "gradient_clip_val", "accumulate_grad_batches", "logger", "enable_progress_bar"),
 )
 
-IN_PYTHON = ("data.transformations", "data.source")
+IN_PYTHON = ("data.source",)
 
 
 class ConfigFile(ActionConfigFile):  # type: ignore[misc]
@@ -129,6 +129,7 @@ class CflowCLI(LightningCLI):
         parser.add_lightning_class_args(SequenceDataModule, "data")
         for name in ("image_shape", "num_frames"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments("data.num_flows", "model.data_flows", apply_on="instantiate")
         parser.add_lightning_class_args(FlowTrainer, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

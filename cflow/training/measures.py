@@ -11,22 +11,46 @@ from ..data import Sequences
 from ..vae import FlowVAE
 
 
-def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str) -> dict[str, Tensor]:
-    """Return the equivariance error of one transformation and its trivial baselines, batch means.
+def over_frames(errors: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the sum over the frames 1..T of errors (T, B), (B,): where some are missing, T times their mean.
+
+    Arguments:
+        errors: of the frames 1..T.
+        mask: which frames 0..T are there, booleans (B, T+1); None for all.
+
+    Example:
+        >>> import torch
+        >>> over_frames(torch.tensor([[2.0, 2.0], [4.0, 0.0]]), torch.tensor([[True] * 3, [True, True, False]]))
+        tensor([6., 4.])
+    """
+    if mask is None:
+        return errors.sum(0)
+    there = mask[:, 1:].mT
+    return errors.where(there, 0).sum(0) * (len(errors) / there.sum(0))
+
+
+def transformation_errors(
+    vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, name: str, mask: Tensor | None = None
+) -> dict[str, tuple[Tensor, int]]:
+    """Return the equivariance error of one transformation and its trivial baselines: key → batch mean, and of how many.
 
     Arguments:
         vae: the model.
         x: sequences (B, T+1, C, H, W).
         k: the flow of each (B,).
-        t: times (T+1,).
+        t: times (T+1,) or (B, T+1).
         name: the transformation, for the keys.
+        mask: which frames are there, booleans (B, T+1); None for all. Frames that no sequence has are left out.
     """
-    errors = metrics.equivariance_error(vae, x, k, t).mean(1)
-    numbers = {f"equivariance_error/{name}": errors.sum()}
+    errors, count = metrics.equivariance_error(vae, x, k, t), len(x)
+    total = errors.mean(1).sum() if mask is None else over_frames(errors, mask).mean()
+    numbers = {f"equivariance_error/{name}": (total, count)}
     for index, error in enumerate(errors, start=1):
-        numbers[f"equivariance_error_per_frame/{name}/{index}"] = error
+        there = error if mask is None else error[mask[:, index]]
+        if len(there):
+            numbers[f"equivariance_error_per_frame/{name}/{index}"] = there.mean(), len(there)
     for key, value in metrics.baselines(vae, x, k, t).items():
-        numbers[f"{key}/{name}"] = value.sum(0).mean()
+        numbers[f"{key}/{name}"] = over_frames(value, mask).mean(), count
     return numbers
 
 

@@ -24,7 +24,7 @@ from ..errors import ArgumentError
 from ..nets import ModelConfig
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
-from .measures import composition_errors, inferred_flows, transformation_errors
+from .measures import composition_errors, inferred_flows, over_frames, transformation_errors
 from .optimizer import OptimizerName, make_optimizer
 from .schedules import TEMPERATURES, learning_rate_factor, temperature_at
 
@@ -62,6 +62,8 @@ class FlowVAEModule(LightningModule):
         likelihood_samples: int = 16,
         optimizer: OptimizerName = "adam",
         temperature: float | None = None,
+        num_flows: int | None = None,
+        data_flows: int | None = None,
         **model: Any,
     ) -> None:
         """Build the model.
@@ -74,6 +76,8 @@ class FlowVAEModule(LightningModule):
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
             optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
             temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1.
+            num_flows: number K of flows; null: one a transformation of the data.
+            data_flows: how many transformations the data have; 0 where nobody knows.
             model: the values of a `ModelConfig`.
         """
         super().__init__()
@@ -85,7 +89,14 @@ class FlowVAEModule(LightningModule):
         self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
         self.frames_per_step = frames_per_step
         self.likelihood_samples, self.optimizer = likelihood_samples, optimizer
-        self.config = ModelConfig(**model)
+        if num_flows is None:
+            if data_flows == 0:
+                raise ArgumentError(
+                    "model.num_flows: the sequences of the data have no labels; sort them into root/<label>/, or have "
+                    "flows inferred and say how many, such as --model.supervision weak --model.num_flows 3."
+                )
+            num_flows = data_flows or ModelConfig.num_flows
+        self.config = ModelConfig(num_flows=num_flows, **model)
         if temperature is not None and not self.config.weak:
             raise ArgumentError(f"model.temperature={temperature!r} is for model.supervision=weak; leave it out.")
         if temperature is not None and not temperature > 0:
@@ -119,7 +130,12 @@ class FlowVAEModule(LightningModule):
             ArgumentError: numbers of flows or frames do not belong together.
         """
         source = self.data.source
-        if len(source.names) != self.config.num_flows:
+        if source.unlabelled and (not self.config.weak or self.data.labelled):
+            raise ArgumentError(
+                "model.supervision: the sequences of the data have no labels; sort them into root/<label>/, or have "
+                "flows inferred with --model.supervision weak, without data.labelled."
+            )
+        if len(source.names) != self.config.num_flows and not source.unlabelled:
             raise ArgumentError(
                 f"model.num_flows={self.config.num_flows}, but the data have {len(source.names)} "
                 f"transformations ({', '.join(source.names)}): set model.num_flows={len(source.names)}."
@@ -193,39 +209,50 @@ class FlowVAEModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean equivariance error over all transformations of everything."""
         x = self._frames(batch)
-        k = self.vae.infer_flow(x).argmax(-1) if self.config.weak else batch.k
-        error = metrics.equivariance_error(self.vae, x, k, batch.t).sum(0).mean()
+        k = self.vae.infer_flow(x, mask=batch.mask).argmax(-1) if self.config.weak else batch.k
+        error = over_frames(metrics.equivariance_error(self.vae, x, k, batch.t), batch.mask).mean()
         self.log("val/equivariance_error", error, prog_bar=True, batch_size=len(x))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log every number of metrics.json that is an average over sequences or images."""
         seed_generators(mixed(self.seed, batch_idx))
-        names, t = self.data.source.names, batch.t
+        source = self.data.source
         x = self._frames(batch)
         flows, k = batch.k, None if self.config.weak else batch.k
         if self.config.weak:
-            q = self.vae.infer_flow(x)
+            q = self.vae.infer_flow(x, mask=batch.mask)
             flows = q.argmax(-1)
             self._believed.append((q.float(), batch.k))
-        things = len(x) // len(names)
-        for index, name in enumerate(names):
-            own_x, own_flows = x[batch.k == index], flows[batch.k == index]
-            numbers = transformation_errors(self.vae, own_x, own_flows, t, name)
-            self.log_dict(numbers, batch_size=things)
-            if (count := min(things, PATHS - batch_idx * things)) > 0:
-                found = metrics.parts_along_paths(self.vae, own_x[:count], own_flows[:count], t)
-                self.log_dict({f"{key}/{name}": value.mean() for key, value in found.items()}, batch_size=count)
+        each = 1 if source.labels is not None else len(source.names)  # sequences of a thing
+        things = len(x) // each
+        for index, name in enumerate(source.names):
+            rows = (batch.k == index).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            numbers = transformation_errors(self.vae, x[rows], flows[rows], batch.times(rows), name, batch.there(rows))
+            for key, (value, count) in numbers.items():
+                self.log(key, value, batch_size=count)
+            if len(rows := rows[: max(PATHS - batch_idx * things, 0)]):
+                self._log_parts(x[rows], flows[rows], batch.times(rows), batch.there(rows), name)
         l1 = metrics.reconstruction_l1(self.vae, x[:things, 0]).mean()
-        self.log_dict({"reconstruction_l1": l1, "elbo": self.vae.elbo(x, k, t).value}, batch_size=things)
+        bound = self.vae.elbo(x, k, batch.t, batch.mask).value
+        self.log_dict({"reconstruction_l1": l1, "elbo": bound}, batch_size=things)
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
         if self.likelihood_samples and left > 0:
-            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
-            chosen = None if k is None else k[order]
-            value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=self.likelihood_samples)
+            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=each)[:left]
+            chosen, t, there = None if k is None else k[order], batch.times(order), batch.there(order)
+            samples = self.likelihood_samples
+            value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=samples, mask=there)
             self.log("log_likelihood", value.mean(), batch_size=len(order))
         left = min(things, COMPOSED_THINGS - batch_idx * self.data.batch_size)
-        if self.data.source.transformations is not None and left > 0:
+        if source.transformations is not None and left > 0:
             self._stills.append(x[:left, 0])
+
+    def _log_parts(self, x: Tensor, flows: Tensor, t: Tensor, there: Tensor | None, name: str) -> None:
+        """Log what moves the states of sequences of one transformation, where there are frames."""
+        found = metrics.parts_along_paths(self.vae, x, flows, t)
+        means = {key: (value if there is None else value[there.mT]).mean() for key, value in found.items()}
+        self.log_dict({f"{key}/{name}": value for key, value in means.items()}, batch_size=len(x))
 
     def on_test_epoch_start(self) -> None:
         """Forget what an earlier test, or one that was interrupted, has found."""
@@ -235,7 +262,7 @@ class FlowVAEModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log what needs all sequences at once: how flows are inferred, which one became what, and compositions."""
         flows, names = None, self.data.source.names
-        if self._believed:
+        if self._believed and not self.data.source.unlabelled:
             q, k = (torch.cat(parts) for parts in zip(*self._believed, strict=True))
             numbers = inferred_flows(q, k, names)
             flows = [int(numbers[f"flow/{name}"]) for name in names]
@@ -261,23 +288,31 @@ class FlowVAEModule(LightningModule):
             result[f"{group}/mean"] = sum(values) / len(values)
         others = ("equivariance_error_per_frame/", "flow", "composition/")
         result |= {key: float(value) for key, value in logged.items() if key.startswith(others)}
-        if self.data.source.num_frames > REPORTED:
-            frames = range(1, REPORTED + 1)
-            each = [sum(result[f"equivariance_error_per_frame/{name}/{t}"] for t in frames) for name in names]
+        reported = [[f"equivariance_error_per_frame/{name}/{t}" for t in range(1, REPORTED + 1)] for name in names]
+        if self.data.source.num_frames > REPORTED and all(key in result for keys in reported for key in keys):
+            each = [sum(result[key] for key in keys) for keys in reported]
             result[f"equivariance_error_{REPORTED}/mean"] = sum(each) / len(each)
         result |= {k: float(logged[k]) for k in ("reconstruction_l1", "elbo", "log_likelihood") if k in logged}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Store the training time, the optimizer's name, and the seed, from which all that comes is drawn."""
+        """Store the training time, the names of optimizer and transformations, and the seed that all draws follow."""
         checkpoint["seconds"], checkpoint["optimizer"], checkpoint["seed"] = self.seconds, self.optimizer, self.seed
+        checkpoint["names"] = list(self.data.source.names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the training time and the seed over.
 
         Raises:
-            ArgumentError: a fit would go on with another optimizer than before.
+            ArgumentError: a fit would go on with another optimizer than before, or the data are of other
+                transformations.
         """
+        names = checkpoint.get("names", list(self.data.source.names))
+        if names != list(self.data.source.names):
+            raise ArgumentError(
+                f"data: the checkpoint knows {', '.join(map(str, names))}, but the data are of "
+                f"{', '.join(self.data.source.names)}; give the same ones, such as by --data.transformations"
+            )
         before = checkpoint.get("optimizer", "adam")
         if self.trainer.state.fn == TrainerFn.FITTING and self.optimizer != before:
             raise ArgumentError(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Kind, find_checkpoint, newest_checkpoint, read_checkpoint, versions
+from ..data import TRANSFORMATIONS
+from ..data.named import library_names
 from ..errors import ArgumentError, DataError
 from ..nets import ModelConfig
 from .datamodule import SequenceDataModule
@@ -114,6 +116,7 @@ def storable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a configuration a checkpoint keeps: plain values, of the model, the data, and a few more."""
     model = [*_parameters(FlowVAEModule), *(field.name for field in fields(ModelConfig))]
     data = [name for name in _parameters(SequenceDataModule) if name not in ("transformations", "source")]
+    data += ["transformations"] if _of_library(config.get("data")) else []
     known = {"trainer": TRAINER, "model": model, "data": data}
     kept: dict[str, Any] = {}
     for section, names in known.items():
@@ -129,6 +132,12 @@ def storable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parameters(kind: type) -> list[str]:
     return list(inspect.signature(kind).parameters)
+
+
+def _of_library(data: object) -> bool:
+    """Whether transformations are names of the library's: others are a file that would be run, or an object."""
+    names = library_names(data.get("transformations")) if isinstance(data, Mapping) else None
+    return names is not None and set(names) <= set(TRANSFORMATIONS)
 
 
 def _is_plain(value: object) -> bool:

@@ -100,7 +100,7 @@ class FlowTrainer(Trainer):
             times: of the frames: 0,0.5,1 or beyond the horizon; 8,6,4,2,0 runs the flows backwards.
         """
         at_least("--num_samples", num_samples, 1)
-        names, frames = datamodule.source.names, datamodule.source.times
+        names, frames = results.flow_names(model, datamodule), datamodule.source.times
         rows, t = compositions.asked(names, frames, weights=weights, schedule=schedule, times=times)
         with fitting_weights():
             model.load_state_dict(runs.read_fit(Path(ckpt_path))["state_dict"])
