@@ -34,6 +34,11 @@ REPORTED = 7  # papers add up the frames 1 to 7
 MEAN_SQUARES = tuple(f"mean_square/{part}" for part in metrics.PARTS)
 PATHS = 64  # of each transformation, along which Jacobians are found: D backward passes at every frame
 
+UNLABELLED = (
+    "data.root: its sequences have no labels; sort them into root/<label>/, or have flows inferred and say how many: "
+    "--model.supervision weak --model.num_flows 3, without data.labelled."
+)
+
 
 class FlowVAEModule(LightningModule):
     """Trains the `FlowVAE` of a `ModelConfig` on a set of sequences.
@@ -91,12 +96,11 @@ class FlowVAEModule(LightningModule):
         self.likelihood_samples, self.optimizer = likelihood_samples, optimizer
         if num_flows is None:
             if data_flows == 0:
-                raise ArgumentError(
-                    "model.num_flows: the sequences of the data have no labels; sort them into root/<label>/, or have "
-                    "flows inferred and say how many, such as --model.supervision weak --model.num_flows 3."
-                )
+                raise ArgumentError(UNLABELLED)
             num_flows = data_flows or ModelConfig.num_flows
         self.config = ModelConfig(num_flows=num_flows, **model)
+        if data_flows == 0 and not self.config.weak:
+            raise ArgumentError(UNLABELLED)
         if temperature is not None and not self.config.weak:
             raise ArgumentError(f"model.temperature={temperature!r} is for model.supervision=weak; leave it out.")
         if temperature is not None and not temperature > 0:
@@ -131,10 +135,7 @@ class FlowVAEModule(LightningModule):
         """
         source = self.data.source
         if source.unlabelled and (not self.config.weak or self.data.labelled):
-            raise ArgumentError(
-                "model.supervision: the sequences of the data have no labels; sort them into root/<label>/, or have "
-                "flows inferred with --model.supervision weak, without data.labelled."
-            )
+            raise ArgumentError(UNLABELLED)
         if len(source.names) != self.config.num_flows and not source.unlabelled:
             raise ArgumentError(
                 f"model.num_flows={self.config.num_flows}, but the data have {len(source.names)} "

@@ -160,17 +160,12 @@ def flow_names(model: FlowVAEModule, data: SequenceDataModule) -> list[str]:
 
 
 def shown_things(test: Sequences, rows: Sequence[Composition], t: Tensor, count: int) -> Tensor:
-    """The things in each row of a picture, at most `count` (rows, S): others in every row.
+    """The things in each row of a picture, at most `count` (rows, S): others in every row, where there are enough.
 
     Of things that show one transformation each a row takes its own, first those with frames at all times t (N,).
-
-    Raises:
-        ArgumentError: too few things.
     """
     if test.labels is None or test.unlabelled:
-        count = min(count, len(test) // len(rows))
-        if count == 0:
-            raise ArgumentError(f"data: {len(test)} held-out things are too few for {len(rows)} rows.")
+        count = min(count, max(len(test) // len(rows), 1))
         return torch.linspace(0, len(test) - 1, count * len(rows)).round().long().view(len(rows), count)
     order = frames_there(test, torch.arange(len(test)), t).sum(1).argsort(descending=True, stable=True)
     own = [order[test.labels[order] == k] if (k := _alone(row)) is not None else order for row in rows]

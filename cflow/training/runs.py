@@ -116,13 +116,14 @@ def storable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a configuration a checkpoint keeps: plain values, of the model, the data, and a few more."""
     model = [*_parameters(FlowVAEModule), *(field.name for field in fields(ModelConfig))]
     data = [name for name in _parameters(SequenceDataModule) if name not in ("transformations", "source")]
-    data += ["transformations"] if _of_library(config.get("data")) else []
     known = {"trainer": TRAINER, "model": model, "data": data}
     kept: dict[str, Any] = {}
     for section, names in known.items():
         values = config.get(section)
         if isinstance(values, Mapping):
             kept[section] = {name: values[name] for name in names if name in values and _is_plain(values[name])}
+    if names := _of_library(config.get("data")):
+        kept["data"]["transformations"] = ",".join(names)
     if type(config.get("seed_everything")) in (int, bool):
         kept["seed_everything"] = config["seed_everything"]
     if isinstance(name := config.get("run_name"), str) and re.fullmatch(r"\w[\w.-]*", name):
@@ -134,10 +135,10 @@ def _parameters(kind: type) -> list[str]:
     return list(inspect.signature(kind).parameters)
 
 
-def _of_library(data: object) -> bool:
-    """Whether transformations are names of the library's: others are a file that would be run, or an object."""
+def _of_library(data: object) -> list[str]:
+    """Transformations that are names of the library's; none where they are a file that would be run, or an object."""
     names = library_names(data.get("transformations")) if isinstance(data, Mapping) else None
-    return names is not None and set(names) <= set(TRANSFORMATIONS)
+    return names if names is not None and set(names) <= set(TRANSFORMATIONS) else []
 
 
 def _is_plain(value: object) -> bool:
