@@ -47,24 +47,24 @@ class SequenceDataModule(LightningDataModule):
         num_workers: int = 0,
         labelled: float = 0.0,
         random_starts: bool = False,
-        resize: int | list[int] | None = None,
+        resize: list[int] | int | None = None,
         transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
         source: Any = None,
     ) -> None:
         """Name the data; nothing is read yet.
 
         Args:
-            dataset: `digits` (scikit-learn's), `mnist`; your own still `images`, or your own sequences: `folder`.
+            dataset: `digits`, `mnist`, your own `images`, or a `folder` of sequences.
             root: folder of the data set, where it is a file on disk.
             batch_size: things a training step, and process.
-            num_frames: frames T+1 of a sequence, t = 0..T, at least 2; null: of a `folder` as many as there are.
+            num_frames: frames T+1 of a sequence, at least 2; null: all of a `folder`.
             val_samples: at most so many held-out things for the validation error.
             test_samples: at most so many things for the test.
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
             labelled: part of the training things that have labels under weak supervision, 0 .. 1.
             random_starts: train from images that other transformations have changed, and backwards: what is composed.
-            resize: height and width of your own images or frames, or one number for both; null: as they are.
-            transformations: of still images, such as rotation,shear, or file.py:name for a dict of your own functions.
+            resize: pixels of your own images or frames, N or [H,W].
+            transformations: of images, such as rotation,shear, or file.py:name, a dict name → function.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
         super().__init__()
