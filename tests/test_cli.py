@@ -435,7 +435,7 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--model.frames_per_step", "10"], "more than data.num_frames=9"),
         (["fit", "--trainer.accelerator", "abacus"], "abacus"),
         (["fit", "--trainer.max_time", "soon"], "DD:HH:MM:SS"),
-        (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected digits or mnist"),
+        (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected one of digits, mnist, images, folder"),
         (["fit", "--model.schedule", "linear"], "--model.schedule: expected 'cosine' or 'constant', got linear"),
         (["fit", "--model.network", "resnet"], "--model.network: expected 'mlp', 'conv' or 'paper', got resnet"),
         (["test"], "needs --ckpt_path"),

@@ -17,7 +17,7 @@ from cflow.data import ImageFolder, SequenceFolder, frame_files, frame_times
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("jsonargparse")
 
-from cflow.training import cli
+from cflow.training import cli, runs
 from cflow.training.batches import Drawn, Whole, draw_own_frames
 from cflow.training.datamodule import SequenceDataModule
 from cflow.training.measures import over_frames
@@ -541,6 +541,18 @@ def test_stills_of_ones_own_train(tmp_path, monkeypatch, capsys) -> None:
             again += ["--data.transformations", given]
         assert cli.main(again) == 0
         assert json.loads(Path("again/metrics.json").read_text()) == metrics
+
+
+def test_a_checkpoint_names_transformations_of_the_library_only() -> None:
+    for given, kept in (
+        ("hue, blur", {"transformations": "hue,blur"}),
+        (["hue", "blur"], {"transformations": "hue,blur"}),
+        ("evil.py:NAMES", {}),
+        (["hue", "evil.py:NAMES"], {}),
+        ({"class_path": "subprocess.Popen"}, {}),
+        (None, {}),
+    ):
+        assert runs.storable({"data": {"transformations": given}})["data"] == kept
 
 
 def test_stills_are_split_once_and_for_all(tmp_path) -> None:
