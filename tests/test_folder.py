@@ -423,6 +423,10 @@ def test_times_of_all_sequences_that_do_not_fit(tmp_path) -> None:
         SequenceFolder(root)
     rows = [f"{label}/{i}.gif,{t},{40 * t}" for label in STEPS for i in range(3) for t in range(4)]
     (root / "times.csv").write_text("\n".join(["sequence,frame,time", *rows]))
+    shutil.copy(root / "times.csv", root / "left")
+    with pytest.raises(cflow.DataError, match=r"left/times\.csv: belongs into the folder of one sequence, or into"):
+        SequenceFolder(root)
+    (root / "left/times.csv").unlink()
     with pytest.raises(cflow.DataError, match=r"usual time from frame to frame is 40 in times\.csv.*divide them by 40"):
         SequenceFolder(root)
 

@@ -233,6 +233,8 @@ def _find(root: Path) -> tuple[tuple[str, ...], bool, list[Recording]]:
         return ("sequences",), True, direct
     labelled = []
     for label, path in enumerate(folders):
+        if (path / TIMES).is_file():
+            raise DataError(f"{path / TIMES}: belongs into the folder of one sequence, or into {root} for all")
         inside = {inner: _as_recording(inner, label) for inner in _listed(path)}
         sequences = [recording for recording in inside.values() if recording]
         empty = [inner for inner, recording in inside.items() if recording is None and inner.is_dir()]
