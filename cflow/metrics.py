@@ -106,6 +106,7 @@ def log_likelihood(
     t: TimesLike | None = None,
     *,
     num_samples: int,
+    mask: Tensor | None = None,
     context: Tensor | None = None,
 ) -> Tensor:
     r"""Importance-weighted estimate of log p(x|k) in nats, (B,): a lower bound that tightens with `num_samples`.
@@ -121,6 +122,7 @@ def log_likelihood(
             the model's `flow_prior`.
         t: times of the frames, (T+1,) or (B, T+1); 0..T by default.
         num_samples: importance samples n.
+        mask: which frames are there, booleans (B, T+1), for sequences; the others are not asked for. None for all.
         context: (B, …), handed to a user's potential.
 
     Raises:
@@ -142,7 +144,9 @@ def log_likelihood(
                 f"{tuple(x.shape)}"
             )
         x, k = x[:, None], 0 if k is None else k  # one frame does not move, and is as likely under any flow
-    frames = parse_frames(x, t, encoded=vae.encode_frames or 1)
+    frames = parse_frames(x, t, mask, encoded=vae.encode_frames or 1)
+    if frames.weighted:
+        raise ArgumentTypeError("mask: expected booleans, got numbers; log p(x) counts every frame that is there once")
     if not len(x):
         return zero_states(vae, 1).new_zeros(0)
     if k is None and vae.flow.num_flows > 1:
@@ -181,7 +185,7 @@ def _importance_weighted(
 ) -> Tensor:
     """The estimate of `log_likelihood` for sequences under given flows, (B,)."""
     posterior, batch = vae.posterior(vae.encoder_input(frames.x)), len(frames.x)
-    x, times = rearrange(frames.x, "b t ... -> t b ..."), frames.times
+    x, times, there = rearrange(frames.x, "b t ... -> t b ..."), frames.times, frames.weight
     selection = parse_selection(k, batch=batch, num_flows=vae.flow.num_flows, like=posterior.mean)
     at_once = min(num_samples, max(1, ROWS // batch))
     weights = []
@@ -193,7 +197,8 @@ def _importance_weighted(
         tiled = None if context is None else repeat(context, "b ... -> (n b) ...", n=n)
         states = vae.flow.trajectory(rearrange(z0, "n b d -> (n b) d"), selection.tile(n), times.tile(n), tiled)
         z = rearrange(states, "t (n b) d -> t n b d", n=n)
-        log_x = vae.log_prob_frames(repeat(x, "t b ... -> t n b ...", n=n), z).sum(0)
+        log_x = vae.log_prob_frames(repeat(x, "t b ... -> t n b ...", n=n), z)
+        log_x = (log_x if there is None else log_x.where(there[:, None], 0)).sum(0)
         weights.append(log_x + log_p0 - log_q0)
     return torch.cat(weights).logsumexp(0) - math.log(num_samples)
 

@@ -45,7 +45,7 @@ def trainer(tmp_path, **settings):
     return pl.Trainer(**(defaults | settings))
 
 
-def turned(x):
+def turned(x, mask=None):
     """A q(k|x) that finds flow 1 in scaling, 2 in rotation and 0 in hue, but for the last sequence of every batch."""
     k = torch.arange(3).repeat_interleave(len(x) // 3)
     flows = (k + 1) % 3

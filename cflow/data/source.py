@@ -25,12 +25,17 @@ class Sequences(ABC):
         num_frames: T+1, the frames of a whole sequence.
         transformations: name → function, where what is stored are images that these make frames of: several can then
             be applied to one, see `compose`. None for other data.
+        labels: of a part, the one transformation that each of its things shows (N,); None where there is a sequence of
+            every thing under every transformation.
+        unlabelled: whether nobody knows which transformations things show; `names` is then one name for all of them.
     """
 
     names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     num_frames: int
     transformations: Mapping[str, Transformation] | None = None
+    labels: Tensor | None = None
+    unlabelled: bool = False
 
     @abstractmethod
     def split(self, name: Split) -> Sequences:
@@ -38,7 +43,7 @@ class Sequences(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many things a part has, of each of which there is a sequence under every transformation."""
+        """How many things a part has, of each of which there is a sequence under every transformation, see `labels`."""
 
     @abstractmethod
     def read(self, index: Tensor, k: Tensor, t: Tensor) -> Tensor:
@@ -57,6 +62,13 @@ class Sequences(ABC):
     def sequences(self, index: Tensor, k: Tensor, t: Tensor) -> Tensor:
         """Frames (B, T+1, C, H, W) of the things with these numbers under transformations k at the times t."""
         return self.frames(self.read(index, k, t), k, t)
+
+    def frame_times(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """When the frames of things (B,) are, (T+1,) or (B, T+1), and which of them are there, (B, T+1).
+
+        Those of a whole sequence, and None as nothing is missing, where data do not say otherwise.
+        """
+        return self.times, None
 
     @property
     def times(self) -> Tensor:

@@ -12,11 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from einops import rearrange, repeat
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
-from ..checks import float_images
 from ..errors import ArgumentError, ArgumentTypeError
 from ..times import as_time_tensor, parse_frame_times
+from .warp import images_of, per_image, warp
 
 Transformation = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,17 +27,17 @@ def scaling(x0: Tensor, t: Tensor) -> Tensor:
         >>> scaling(torch.ones(1, 1, 4, 4), torch.tensor([0.0])).sum().item()
         16.0
     """
-    zoom = 1 / (1 + 0.1 * _per_image(x0, t))
+    zoom = 1 / (1 + 0.1 * per_image(x0, t))
     zero = torch.zeros_like(zoom)
-    return _warp(x0, [zoom, zero, zero, zero, zoom, zero])
+    return warp(x0, [zoom, zero, zero, zero, zoom, zero])
 
 
 def rotation(x0: Tensor, t: Tensor) -> Tensor:
     """Rotate images (B, C, H, W) counter-clockwise about their centre by 10 t degrees."""
-    angle = _per_image(x0, t) * (10 * math.pi / 180)
+    angle = per_image(x0, t) * (10 * math.pi / 180)
     height, width = x0.shape[-2:]
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
-    return _warp(x0, [cos, -sin * height / width, zero, sin * width / height, cos, zero])
+    return warp(x0, [cos, -sin * height / width, zero, sin * width / height, cos, zero])
 
 
 def hue(x0: Tensor, t: Tensor) -> Tensor:
@@ -52,7 +51,7 @@ def hue(x0: Tensor, t: Tensor) -> Tensor:
         >>> hue(red, torch.tensor([6.0])).flatten().tolist()  # 120 degrees: green
         [0.0, 1.0, 0.0]
     """
-    turn = _per_image(x0, t) / 3  # in sextants
+    turn = per_image(x0, t) / 3  # in sextants
     if x0.shape[1] != 3:
         raise ArgumentError(f"x0: hue needs RGB images (B, 3, H, W), got {tuple(x0.shape)}")
     red, green, blue = x0.unbind(1)
@@ -145,7 +144,7 @@ def compose(
         True
     """
     named = PAPER if transformations is None else transformations
-    x0, amounts = _images(x0), as_time_tensor(amounts, "amounts")
+    x0, amounts = images_of(x0), as_time_tensor(amounts, "amounts")
     batch, count = len(x0), len(named)
     if amounts.ndim not in (2, 3) or amounts.shape[-1] != count or (amounts.ndim == 3 and len(amounts) != batch):
         raise ArgumentError(
@@ -174,7 +173,7 @@ def _transformed(name: str, function: Transformation, x: Tensor, t: Tensor) -> T
 
 def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Tensor]:
     """k (B,) and t, known to fit images x0 and a number of transformations."""
-    x0 = _images(x0)
+    x0 = images_of(x0)
     batch = len(x0)
     try:
         k = torch.as_tensor(k, device=x0.device)
@@ -188,42 +187,3 @@ def _check(x0: object, k: object, t: object, functions: int) -> tuple[Tensor, Te
     if k.numel() and not 0 <= int(k.min()) <= int(k.max()) < functions:
         raise ArgumentError(f"k: expected indices 0 to {functions - 1}, got {int(k.min())} to {int(k.max())}")
     return k.expand(batch), t
-
-
-def _images(x0: object) -> Tensor:
-    images = float_images("x0", x0)
-    if images.ndim != 4:
-        raise ArgumentError(f"x0: expected images (B, C, H, W), got {tuple(images.shape)}")
-    return images
-
-
-def _per_image(x0: Tensor, t: Tensor) -> Tensor:
-    """Times (B,) of images (B, C, H, W), in their dtype; one time for all is fine."""
-    batch = len(_images(x0))
-    t = as_time_tensor(t)
-    if t.shape not in ((), (batch,)):
-        raise ArgumentError(f"t: expected one time an image, (B,) with B = {batch}, got {tuple(t.shape)}")
-    return t.to(x0).expand(batch)
-
-
-def _warp(x: Tensor, theta: list[Tensor]) -> Tensor:
-    """Sample images at affinely mapped positions: bilinear, zeros outside. theta: entries (B,) of 2×3 matrices.
-
-    Positions need more than half precision, which autocast would give them: 1/256 of the width is 1/9 of a pixel.
-    """
-    if not len(x):
-        return x
-    height, width = x.shape[-2:]
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
-        a, b, c, d, e, f = (entry.to(dtype)[:, None, None] for entry in theta)
-        across = _centres(width, x.device, dtype)
-        down = _centres(height, x.device, dtype)[:, None]
-        # affine_grid takes twice as long: it multiplies matrices of two rows, one for each image
-        grid = torch.stack([a * across + (b * down + c), d * across + (e * down + f)], -1)
-        return grid_sample(x.to(dtype), grid, mode="bilinear", padding_mode="zeros", align_corners=False).to(x.dtype)
-
-
-def _centres(pixels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Positions of the centres of a row of pixels (pixels,), where the image covers [-1, 1]."""
-    return (torch.arange(pixels, device=device, dtype=dtype) * 2 + 1) / pixels - 1

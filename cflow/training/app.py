@@ -38,7 +38,9 @@ COMMON = (
     *("default_root_dir", "gradient_clip_val", "accumulate_grad_batches", "logger", "enable_progress_bar"),
 )
 
-IN_PYTHON = ("data.transformations", "data.source")
+# What the model takes over from the data.
+LINKED = {"image_shape": "image_shape", "num_frames": "num_frames", "num_flows": "data_flows"}
+HIDDEN = ("data.source", *(f"model.{name}" for name in LINKED.values()))  # what a command line cannot give
 
 
 class ConfigFile(ActionConfigFile):  # type: ignore[misc]
@@ -86,7 +88,7 @@ class Parser(LightningArgumentParser):
     @staticmethod
     def _is_rare(option: str) -> bool:
         section, _, name = option.partition(".")
-        return option in IN_PYTHON or (section == "trainer" and name not in ("", *COMMON))
+        return option in HIDDEN or (section == "trainer" and name not in ("", *COMMON))
 
 
 class CflowCLI(LightningCLI):
@@ -127,8 +129,8 @@ class CflowCLI(LightningCLI):
         """Add the options of the model and the data first: they are what the help begins with."""
         parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(SequenceDataModule, "data")
-        for name in ("image_shape", "num_frames"):
-            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        for theirs, its in LINKED.items():
+            parser.link_arguments(f"data.{theirs}", f"model.{its}", apply_on="instantiate")
         parser.add_lightning_class_args(FlowTrainer, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -25,8 +25,8 @@ class Batch(NamedTuple):
     Attributes:
         stored: what is stored of them, (B, …).
         k: their transformations (B,), of which the frames are made.
-        t: times of the frames, (T+1,), or (B, m+1) where only those are made that are decoded.
-        mask: how often each frame counts; None where every frame counts once.
+        t: times of the frames, (T+1,) or (B, T+1), or (B, m+1) where only those are made that are decoded.
+        mask: how often each frame counts, or booleans where some are missing; None where every frame counts once.
         labels: k where the model is told, −1 where it is not, (B,); None where it is never told, or always.
         start: by how much of each transformation (B, K) what is stored is transformed before; None for not at all.
     """
@@ -37,6 +37,14 @@ class Batch(NamedTuple):
     mask: Tensor | None
     labels: Tensor | None = None
     start: Tensor | None = None
+
+    def times(self, rows: Tensor) -> Tensor:
+        """The times of some sequences, (T+1,) or (n, T+1)."""
+        return self.t if self.t.ndim == 1 else self.t[rows]
+
+    def there(self, rows: Tensor) -> Tensor | None:
+        """The mask of some sequences (n, T+1)."""
+        return None if self.mask is None else self.mask[rows]
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
@@ -114,8 +122,13 @@ class Drawn(Dataset[Batch]):
         """A whole batch: PyTorch's loader asks for it where a data set can."""
         index = torch.tensor([thing for _, thing in chosen])
         draws = generator(self.seed, chosen[0][0], self.rank, 1)
-        k = torch.randint(len(self.source.names), (len(index),), generator=draws)
-        t, mask = draw_frames(self.source.times, len(index), self.frames_per_step, draws, whole=self.whole)
+        k = draw_transformations(self.source, index, draws)
+        times, there = self.source.frame_times(index)
+        if times.ndim == 1 and there is None:
+            t, mask = draw_frames(times, len(index), self.frames_per_step, draws, whole=self.whole)
+        else:
+            times = times.expand(len(index), -1)
+            t, mask = draw_own_frames(times, there, self.frames_per_step, draws, whole=self.whole)
         labels = None if self.has_label is None else torch.where(self.has_label[index], k, -1)
         start = None
         if self.random_starts:
@@ -124,20 +137,30 @@ class Drawn(Dataset[Batch]):
 
 
 class Whole(Dataset[Batch]):
-    """Things, each under every transformation and at all times: K sequences of each of the first `count`, in order."""
+    """Things, each under every transformation and at all times: K sequences of each of the first `count`, in order.
+
+    Of things that show one transformation only, that one; of each transformation one sequence at least.
+    """
 
     def __init__(self, source: Sequences, count: int) -> None:
-        self.source, self.count = source, count
+        self.source, self.count = source, count if source.labels is None else max(count, len(source.names))
 
     def __len__(self) -> int:
         return min(self.count, len(self.source))
 
     def __getitems__(self, chosen: list[int]) -> Batch:
-        """A whole batch, transformation by transformation: K·B sequences."""
-        flows, t = len(self.source.names), self.source.times
-        k = repeat(torch.arange(flows), "k -> (k b)", b=len(chosen))
-        index = repeat(torch.tensor(chosen), "b -> (k b)", k=flows)
-        return Batch(self.source.read(index, k, t), k, t, None)
+        """A whole batch, transformation by transformation: K·B sequences, or B of things that have one each."""
+        k, index = every(self.source, torch.tensor(chosen))
+        t, there = self.source.frame_times(index)
+        return Batch(self.source.read(index, k, t), k, t, there)
+
+
+def every(source: Sequences, things: Tensor) -> tuple[Tensor, Tensor]:
+    """All sequences of things (B,): their transformations, one after the other, and the numbers of the things."""
+    if source.labels is not None:
+        return source.labels[things], things
+    flows = len(source.names)
+    return repeat(torch.arange(flows), "k -> (k b)", b=len(things)), repeat(things, "b -> (k b)", k=flows)
 
 
 def seen(trainer: Any) -> int:
@@ -164,6 +187,13 @@ def choose_labelled(count: int, part: float, seed: int) -> Tensor:
     """
     order = torch.randperm(count, generator=generator(seed, "labelled"))
     return order < max(round(part * count), 1)
+
+
+def draw_transformations(source: Sequences, index: Tensor, draws: torch.Generator) -> Tensor:
+    """The transformation of each thing (B,): any one where there are sequences under all, else its own."""
+    if source.labels is not None:
+        return source.labels[index]
+    return torch.randint(len(source.names), (len(index),), generator=draws)
 
 
 def draw_frames(
@@ -203,6 +233,42 @@ def draw_frames(
         return times, torch.zeros(batch, len(times)).scatter_(1, drawn, lengths)
     first = torch.zeros(batch, 1)
     return torch.cat([times[first.long()], times[drawn]], 1), torch.cat([first, lengths], 1)
+
+
+def draw_own_frames(
+    times: Tensor, there: Tensor | None, count: int, draws: torch.Generator | None = None, *, whole: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`draw_frames` of sequences with times of their own, of whose frames some may be missing.
+
+    Arguments:
+        times: of the frames (B, T+1).
+        there: which of them are there (B, T+1), the first one always; None for all.
+        count: frames decoded a sample, m ≤ T+1, or all where fewer are there.
+        draws: the generator to use.
+        whole: keep the other frames, with weight 0; where some are missing, all that are there count.
+
+    Returns:
+        Times and weights (B, m+1), or (B, T+1) with `whole`; times and `there` where all frames are decoded.
+
+    Example:
+        >>> times = torch.tensor([[0.0, 0.5, 2.0, 2.0], [0.0, 1.0, 2.5, 3.0]])
+        >>> there = torch.tensor([[True, True, True, False], [True, False, True, False]])
+        >>> t, weights = draw_own_frames(times, there, 2)
+        >>> weights.sum(1), t[1]
+        (tensor([3., 2.]), tensor([0.0000, 0.0000, 2.5000]))
+    """
+    batch, frames = times.shape
+    if count >= frames or (whole and there is not None):
+        return times, there
+    if there is None:
+        slots, weights = draw_frames(torch.arange(frames), batch, count, draws, whole=whole)
+        return (times, weights) if whole else (times.gather(1, slots), weights)
+    slots, weights = torch.zeros(batch, count + 1, dtype=torch.long), torch.zeros(batch, count + 1)
+    for row, own in enumerate(there):
+        drawn, weight = draw_frames(own.nonzero()[:, 0], 1, count, draws)
+        kept = drawn.shape[-1]
+        slots[row, -kept:], weights[row, -kept:] = drawn.flatten(), 1 if weight is None else weight.flatten()
+    return times.gather(1, slots), weights
 
 
 def draw_starts(

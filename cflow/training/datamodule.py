@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
@@ -10,13 +11,18 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import at_least
-from ..data import MNIST, Digits, Sequences
+from ..data import MNIST, Digits, ImageFolder, SequenceFolder, Sequences, as_transformations
 from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from .batches import Batch, Drawn, Stream, Whole, generator, seen
 
 T = TypeVar("T")
 
-DATASETS: dict[str, Callable[..., Sequences]] = {"digits": Digits, "mnist": MNIST}
+DATASETS: dict[str, Callable[..., Sequences]] = {
+    "digits": Digits,
+    "mnist": MNIST,
+    "images": ImageFolder,
+    "folder": SequenceFolder,
+}
 
 
 def _whole(batch: T) -> T:
@@ -35,33 +41,36 @@ class SequenceDataModule(LightningDataModule):
         dataset: str = "digits",
         root: str = "data",
         batch_size: int = 96,
-        num_frames: int = 9,
+        num_frames: int | None = 9,
         val_samples: int = 500,
         test_samples: int = 2000,
         num_workers: int = 0,
         labelled: float = 0.0,
         random_starts: bool = False,
+        resize: list[int] | int | None = None,
         transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
         source: Any = None,
     ) -> None:
         """Name the data; nothing is read yet.
 
         Args:
-            dataset: `digits` (1,797 real digits that come with scikit-learn) or `mnist`.
+            dataset: `digits`, `mnist`, your own `images`, or a `folder` of sequences.
             root: folder of the data set, where it is a file on disk.
             batch_size: things a training step, and process.
-            num_frames: frames T+1 of a sequence, t = 0..T, at least 2.
+            num_frames: frames T+1 of a sequence, at least 2; null: all of a `folder`.
             val_samples: at most so many held-out things for the validation error.
             test_samples: at most so many things for the test.
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
             labelled: part of the training things that have labels under weak supervision, 0 .. 1.
             random_starts: train from images that other transformations have changed, and backwards: what is composed.
-            transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
+            resize: pixels of your own images or frames, N or [H,W].
+            transformations: of images, such as rotation,shear, or file.py:name, a dict name → function.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
         super().__init__()
         at_least("data.batch_size", batch_size, 1)
-        at_least("data.num_frames", num_frames, 2)
+        if num_frames is not None:
+            at_least("data.num_frames", num_frames, 2)
         at_least("data.val_samples", val_samples, 1)
         at_least("data.test_samples", test_samples, 1)
         at_least("data.num_workers", num_workers, 0)
@@ -70,10 +79,10 @@ class SequenceDataModule(LightningDataModule):
         if source is None:
             if dataset not in DATASETS:
                 raise ArgumentError(
-                    f"data.dataset={dataset!r}: expected {' or '.join(DATASETS)}.{did_you_mean(dataset, DATASETS)}"
+                    f"data.dataset={dataset!r}: expected one of {', '.join(DATASETS)}.{did_you_mean(dataset, DATASETS)}"
                 )
-            made = {} if transformations is None else {"transformations": transformations}
-            source = DATASETS[dataset](root=root, num_frames=num_frames, **made)
+            given = {"num_frames": num_frames, "resize": resize, "transformations": transformations}
+            source = _made(dataset, root, {name: value for name, value in given.items() if value is not None})
         if not isinstance(source, Sequences):
             raise ArgumentTypeError(f"data.source: expected a cflow.data.Sequences, got {type(source).__name__}")
         self.source = source
@@ -90,6 +99,11 @@ class SequenceDataModule(LightningDataModule):
     def num_frames(self) -> int:
         """T+1 of a whole sequence."""
         return self.source.num_frames
+
+    @property
+    def num_flows(self) -> int:
+        """How many transformations the data have; 0 where nobody knows."""
+        return 0 if self.source.unlabelled else len(self.source.names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -141,3 +155,18 @@ class SequenceDataModule(LightningDataModule):
     def _loader(self, dataset: Dataset[Batch], **settings: Any) -> DataLoader[Batch]:
         # A loader draws a seed for its workers at every start: of a generator of its own, or fits would depend on it.
         return DataLoader(dataset, num_workers=self.num_workers, collate_fn=_whole, generator=generator(0), **settings)
+
+
+def _made(dataset: str, root: str, given: dict[str, Any]) -> Sequences:
+    """A data set by name.
+
+    Raises:
+        ArgumentError: something is given that it does not have.
+    """
+    make = DATASETS[dataset]
+    for name in given:
+        if name not in inspect.signature(make).parameters:
+            raise ArgumentError(f"data.{name}: data.dataset={dataset} has no such setting; leave it out")
+    if "transformations" in given:
+        given = given | {"transformations": as_transformations(given["transformations"])}
+    return make(root=root, **given)

@@ -23,7 +23,8 @@ class Samples:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Take more of them, (B,) under each key."""
         for key, value in values.items():
-            self._parts.setdefault(key, []).append(value.detach().cpu().double())
+            if len(value):
+                self._parts.setdefault(key, []).append(value.detach().cpu().double())
 
     def numbers(self) -> dict[str, float]:
         """The mean under its key, and s/√n as <key>_stderr where there are two things or more.
@@ -44,6 +45,24 @@ class Samples:
         return found
 
 
+def over_frames(errors: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the sum over the frames 1..T of errors (T, B), (B,): where some are missing, T times their mean.
+
+    Arguments:
+        errors: of the frames 1..T.
+        mask: which frames 0..T are there, booleans (B, T+1); None for all.
+
+    Example:
+        >>> import torch
+        >>> over_frames(torch.tensor([[2.0, 2.0], [4.0, 0.0]]), torch.tensor([[True] * 3, [True, True, False]]))
+        tensor([6., 4.])
+    """
+    if mask is None:
+        return errors.sum(0)
+    there = mask[:, 1:].mT
+    return errors.where(there, 0).sum(0) * (len(errors) / there.sum(0))
+
+
 def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor) -> dict[str, Tensor]:
     """Return errors under one transformation and those of trivial answers, in L1: name → frames 1..T of things (T, B).
 
@@ -51,35 +70,57 @@ def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor) -> dict
         vae: the model.
         x: sequences (B, T+1, C, H, W).
         k: the flow of each (B,).
-        t: times (T+1,).
+        t: times (T+1,) or (B, T+1).
     """
     return {"equivariance_error": metrics.equivariance_error(vae, x, k, t), **metrics.baselines(vae, x, k, t)}
 
 
-def image_quality(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor) -> dict[str, Tensor]:
+def frame_errors(errors: Tensor, name: str, mask: Tensor | None = None) -> dict[str, Tensor]:
+    """Return the equivariance errors (T, B) of one transformation by frame, of the things whose frame is there."""
+    each = {t: error if mask is None else error[mask[:, t]] for t, error in enumerate(errors, start=1)}
+    return {f"equivariance_error_per_frame/{name}/{t}": error for t, error in each.items()}
+
+
+def image_quality(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
     """Return PSNR and, where images are large enough, SSIM of generated frames 1..T, means over frames, (B,).
 
-    Arguments: as in `transformation_errors`.
+    Arguments:
+        vae, x, k, t: as in `transformation_errors`.
+        mask: which frames are there, booleans (B, T+1); None for all.
     """
-    made = rearrange(vae.traverse(vae.encoder_input(x), k, t), "t b ... -> b t ...")[:, 1:]
-    found = {"psnr": metrics.psnr(made, x[:, 1:]).mean(1)}
+    made, true = vae.traverse(vae.encoder_input(x), k, t)[1:], rearrange(x, "b t ... -> t b ...")[1:]
+    found = {"psnr": metrics.psnr(made, true)}
     if min(x.shape[-2:]) >= WINDOW:
-        found["ssim"] = metrics.ssim(made, x[:, 1:]).mean(1)
-    return found
+        found["ssim"] = metrics.ssim(made, true)
+    return {key: over_frames(value, mask) / len(true) for key, value in found.items()}
 
 
-def over_transformations(values: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def over_transformations(values: Mapping[str, Mapping[str, Tensor]], *, same: bool = True) -> dict[str, Tensor]:
     """Return the numbers of things (B,) of every transformation, and their means over transformations.
 
     Arguments:
-        values: transformation → measure → (B,), for the same things.
+        values: transformation → measure → (B,).
+        same: whether these are the same things under every transformation; else there are no means of things.
 
     Returns:
         "<measure>/<transformation>" and "<measure>/mean" → (B,).
     """
     found = {f"{key}/{name}": value for name, of in values.items() for key, value in of.items()}
+    if not same or not values:
+        return found
     keys = next(iter(values.values()))
     return found | {f"{key}/mean": torch.stack([of[key] for of in values.values()]).mean(0) for key in keys}
+
+
+def mean_over_transformations(values: Mapping[str, float], group: str, names: Sequence[str]) -> dict[str, float]:
+    """Return the mean of a measure over transformations of different things, and its standard error, where known."""
+    each = [f"{group}/{name}" for name in names]
+    found: dict[str, float] = {}
+    if all(key in values for key in each):
+        found[f"{group}/mean"] = sum(values[key] for key in each) / len(each)
+    if all(f"{key}_stderr" in values for key in each):
+        found[f"{group}/mean_stderr"] = sum(values[f"{key}_stderr"] ** 2 for key in each) ** 0.5 / len(each)
+    return found
 
 
 def inferred_flows(q: Tensor, k: Tensor, names: Sequence[str]) -> dict[str, float]:

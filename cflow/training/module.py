@@ -28,8 +28,11 @@ from .datamodule import SequenceDataModule
 from .measures import (
     Samples,
     composition_errors,
+    frame_errors,
     image_quality,
     inferred_flows,
+    mean_over_transformations,
+    over_frames,
     over_transformations,
     transformation_errors,
 )
@@ -39,9 +42,15 @@ from .schedules import TEMPERATURES, learning_rate_factor, temperature_at
 LIKELIHOOD_SEQUENCES = 256
 COMPOSED_THINGS = 200
 REPORTED = 7  # papers add up the frames 1 to 7
+FIRST_FRAMES = f"equivariance_error_{REPORTED}"
 MEAN_SQUARES = tuple(f"mean_square/{part}" for part in metrics.PARTS)
 PICTURES = 48  # things whose frames are held against the true ones by PSNR and SSIM, which takes its time
 PATHS = 64  # of each transformation, along which Jacobians are found: D backward passes at every frame
+
+UNLABELLED = (
+    "data.root: its sequences have no labels; sort them into root/<label>/, or have flows inferred and say how many: "
+    "--model.supervision weak --model.num_flows 3, without data.labelled."
+)
 
 
 class FlowVAEModule(LightningModule):
@@ -71,6 +80,8 @@ class FlowVAEModule(LightningModule):
         likelihood_samples: int = 16,
         optimizer: OptimizerName = "adam",
         temperature: float | None = None,
+        num_flows: int | None = None,
+        data_flows: int | None = None,
         **model: Any,
     ) -> None:
         """Build the model.
@@ -83,6 +94,8 @@ class FlowVAEModule(LightningModule):
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
             optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
             temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1.
+            num_flows: number K of flows; null: one a transformation of the data.
+            data_flows: how many transformations the data have; 0 where nobody knows.
             model: the values of a `ModelConfig`.
         """
         super().__init__()
@@ -94,7 +107,13 @@ class FlowVAEModule(LightningModule):
         self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
         self.frames_per_step = frames_per_step
         self.likelihood_samples, self.optimizer = likelihood_samples, optimizer
-        self.config = ModelConfig(**model)
+        if num_flows is None:
+            if data_flows == 0:
+                raise ArgumentError(UNLABELLED)
+            num_flows = data_flows or ModelConfig.num_flows
+        self.config = ModelConfig(num_flows=num_flows, **model)
+        if data_flows == 0 and not self.config.weak:
+            raise ArgumentError(UNLABELLED)
         if temperature is not None and not self.config.weak:
             raise ArgumentError(f"model.temperature={temperature!r} is for model.supervision=weak; leave it out.")
         if temperature is not None and not temperature > 0:
@@ -129,7 +148,9 @@ class FlowVAEModule(LightningModule):
             ArgumentError: numbers of flows or frames do not belong together.
         """
         source = self.data.source
-        if len(source.names) != self.config.num_flows:
+        if source.unlabelled and (not self.config.weak or self.data.labelled):
+            raise ArgumentError(UNLABELLED)
+        if len(source.names) != self.config.num_flows and not source.unlabelled:
             raise ArgumentError(
                 f"model.num_flows={self.config.num_flows}, but the data have {len(source.names)} "
                 f"transformations ({', '.join(source.names)}): set model.num_flows={len(source.names)}."
@@ -203,44 +224,57 @@ class FlowVAEModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean equivariance error over all transformations of everything."""
         x = self._frames(batch)
-        k = self.vae.infer_flow(x).argmax(-1) if self.config.weak else batch.k
-        error = metrics.equivariance_error(self.vae, x, k, batch.t).sum(0).mean()
+        k = self.vae.infer_flow(x, mask=batch.mask).argmax(-1) if self.config.weak else batch.k
+        error = over_frames(metrics.equivariance_error(self.vae, x, k, batch.t), batch.mask).mean()
         self.log("val/equivariance_error", error, prog_bar=True, batch_size=len(x))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Log every number of metrics.json that is an average over sequences or images."""
         seed_generators(mixed(self.seed, batch_idx))
-        names, t = self.data.source.names, batch.t
+        source = self.data.source
         x = self._frames(batch)
         flows, k = batch.k, None if self.config.weak else batch.k
         if self.config.weak:
-            q = self.vae.infer_flow(x)
+            q = self.vae.infer_flow(x, mask=batch.mask)
             flows = q.argmax(-1)
             self._believed.append((q.float(), batch.k))
-        things = len(x) // len(names)
+        each = 1 if source.labels is not None else len(source.names)  # sequences of a thing
+        things = len(x) // each
         errors, quality = {}, {}
-        for index, name in enumerate(names):
-            own_x, own_flows = x[batch.k == index], flows[batch.k == index]
-            errors[name] = transformation_errors(self.vae, own_x, own_flows, t)
-            if (count := min(things, PICTURES - batch_idx * things)) > 0:
-                quality[name] = image_quality(self.vae, own_x[:count], own_flows[:count], t)
-            if (count := min(things, PATHS - batch_idx * things)) > 0:
-                found = metrics.parts_along_paths(self.vae, own_x[:count], own_flows[:count], t)
-                self.log_dict({f"{key}/{name}": value.mean() for key, value in found.items()}, batch_size=count)
-        self._measure_errors(errors)
-        if quality:
-            self._samples.add(over_transformations(quality))
+        for index, name in enumerate(source.names):
+            rows = (batch.k == index).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            there = batch.there(rows)
+            found = transformation_errors(self.vae, x[rows], flows[rows], batch.times(rows))
+            errors[name] = {key: over_frames(value, there) for key, value in found.items()}
+            if there is None and source.num_frames > REPORTED:
+                errors[name][FIRST_FRAMES] = found["equivariance_error"][:REPORTED].sum(0)
+            self._samples.add(frame_errors(found["equivariance_error"], name, there))
+            if len(few := rows[: max(PICTURES - batch_idx * things, 0)]):
+                quality[name] = image_quality(self.vae, x[few], flows[few], batch.times(few), batch.there(few))
+            if len(few := rows[: max(PATHS - batch_idx * things, 0)]):
+                self._log_parts(x[few], flows[few], batch.times(few), batch.there(few), name)
+        for numbers in (errors, quality):
+            self._samples.add(over_transformations(numbers, same=each > 1))
         self._samples.add({"reconstruction_l1": metrics.reconstruction_l1(self.vae, x[:things, 0])})
-        self.log("elbo", self.vae.elbo(x, k, t).value, batch_size=things)
+        self.log("elbo", self.vae.elbo(x, k, batch.t, batch.mask).value, batch_size=things)
         left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
         if self.likelihood_samples and left > 0:
-            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=len(names))[:left]
-            chosen = None if k is None else k[order]
-            value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=self.likelihood_samples)
+            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=each)[:left]
+            chosen, t, there = None if k is None else k[order], batch.times(order), batch.there(order)
+            samples = self.likelihood_samples
+            value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=samples, mask=there)
             self._samples.add({"log_likelihood": value})
         left = min(things, COMPOSED_THINGS - batch_idx * self.data.batch_size)
         if left > 0:
             self._stills.append(x[:left, 0])
+
+    def _log_parts(self, x: Tensor, flows: Tensor, t: Tensor, there: Tensor | None, name: str) -> None:
+        """Log what moves the states of sequences of one transformation, where there are frames."""
+        found = metrics.parts_along_paths(self.vae, x, flows, t)
+        means = {key: (value if there is None else value[there.mT]).mean() for key, value in found.items()}
+        self.log_dict({f"{key}/{name}": value for key, value in means.items()}, batch_size=len(x))
 
     def on_test_epoch_start(self) -> None:
         """Forget what an earlier test, or one that was interrupted, has found."""
@@ -251,7 +285,7 @@ class FlowVAEModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log what needs all sequences at once: how flows are inferred, which one became what, and compositions."""
         flows, names = None, self.data.source.names
-        if self._believed:
+        if self._believed and not self.data.source.unlabelled:
             q, k = (torch.cat(parts) for parts in zip(*self._believed, strict=True))
             numbers = inferred_flows(q, k, names)
             flows = [int(numbers[f"flow/{name}"]) for name in names]
@@ -263,17 +297,6 @@ class FlowVAEModule(LightningModule):
         self.log_dict({"vp_score": score, "vp_score_stderr": error})
         self.log_dict(self._samples.numbers())
 
-    def _measure_errors(self, errors: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take the errors of things under every transformation, (T, B) each, over all frames and by frame."""
-        sums = {name: {key: value.sum(0) for key, value in of.items()} for name, of in errors.items()}
-        self._samples.add(over_transformations(sums))
-        for name, of in errors.items():
-            frames = enumerate(of["equivariance_error"], start=1)
-            self._samples.add({f"equivariance_error_per_frame/{name}/{frame}": value for frame, value in frames})
-        if self.data.source.num_frames > REPORTED:
-            first = [of["equivariance_error"][:REPORTED].sum(0) for of in errors.values()]
-            self._samples.add({f"equivariance_error_{REPORTED}/mean": torch.stack(first).mean(0)})
-
     def _frames(self, batch: Batch) -> Tensor:
         """The frames of a batch, in the precision of the weights."""
         source, stored = self.data.source, batch.stored
@@ -284,19 +307,24 @@ class FlowVAEModule(LightningModule):
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
-        names, source = [*self.data.source.names, "mean"], self.data.source
+        names, source = self.data.source.names, self.data.source
         values = {key: float(value) for key, value in logged.items()}
-        turning = ("not_gradient", *MEAN_SQUARES)
-        for group in turning:
-            each = [values[f"{group}/{name}"] for name in source.names]
-            values[f"{group}/mean"] = sum(each) / len(each)
+        groups = ("equivariance_error", "copy_input", "black", "no_flow", "not_gradient", *MEAN_SQUARES, "psnr", "ssim")
+        for group in groups:
+            values = mean_over_transformations(values, group, names) | values
+        first = [f"equivariance_error_per_frame/{name}/{t}" for name in names for t in range(1, REPORTED + 1)]
+        if (
+            source.num_frames > REPORTED
+            and f"{FIRST_FRAMES}/mean" not in values
+            and all(key in values for key in first)
+        ):
+            values[f"{FIRST_FRAMES}/mean"] = sum(values[key] for key in first) / len(names)
         bound = metrics.log_likelihood_bound(self.vae, source.num_frames)
         if "log_likelihood" in values and math.isfinite(bound):
             values["log_likelihood_bound"] = bound
-        groups = ("equivariance_error", "copy_input", "black", "no_flow", *turning, "psnr", "ssim")
-        keys = [f"{group}/{name}" for group in groups for name in names]
+        keys = [f"{group}/{name}" for group in groups for name in (*names, "mean")]
         keys += [key for key in values if key.startswith(("equivariance_error_per_frame/", "flow", "composition/"))]
-        keys += [f"equivariance_error_{REPORTED}/mean", "reconstruction_l1", "elbo", "log_likelihood"]
+        keys += [f"{FIRST_FRAMES}/mean", "reconstruction_l1", "elbo", "log_likelihood"]
         keys += ["log_likelihood_bound", "vp_score"]
         present = (key for own in keys for key in (own, f"{own}_stderr") if key in values)
         result = {key: values[key] for key in present}
@@ -310,15 +338,23 @@ class FlowVAEModule(LightningModule):
         self._seconds_before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Store the training time, the optimizer's name, and the seed, from which all that comes is drawn."""
+        """Store the training time, the names of optimizer and transformations, and the seed that all draws follow."""
         checkpoint["seconds"], checkpoint["optimizer"], checkpoint["seed"] = self.seconds, self.optimizer, self.seed
+        checkpoint["names"] = list(self.data.source.names)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the training time and the seed over.
 
         Raises:
-            ArgumentError: a fit would go on with another optimizer than before.
+            ArgumentError: a fit would go on with another optimizer than before, or the data are of other
+                transformations.
         """
+        names = checkpoint.get("names", list(self.data.source.names))
+        if names != list(self.data.source.names):
+            raise ArgumentError(
+                f"data: the checkpoint knows {', '.join(map(str, names))}, but the data are of "
+                f"{', '.join(self.data.source.names)}; give the same ones, such as by --data.transformations"
+            )
         before = checkpoint.get("optimizer", "adam")
         if self.trainer.state.fn == TrainerFn.FITTING and self.optimizer != before:
             raise ArgumentError(

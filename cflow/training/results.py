@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from ..composition import Composition, single
@@ -18,6 +18,7 @@ from ..errors import ArgumentError
 from ..metrics import flow_accuracy
 from ..plots import traversal_animation, traversal_grid
 from . import files, runs
+from .batches import every
 
 if TYPE_CHECKING:
     from ..vae import FlowVAE
@@ -160,16 +161,12 @@ def draw(
     Raises:
         ArgumentError: too few things, or a composition of data that cannot show its input.
     """
-    test, names = data.source.split("test"), list(data.source.names)
+    test, names = data.source.split("test"), flow_names(model, data)
     rows = [single(k, len(names)) for k in range(len(names))] if rows is None else rows
     t = data.source.times if t is None else t
-    count = min(num_samples, len(test) // len(rows))
-    if count == 0:
-        raise ArgumentError(f"data: {len(test)} held-out things are too few for {len(rows)} rows.")
-    # Other things in every row: the grid then shows one a transformation, all different.
-    index = torch.linspace(0, len(test) - 1, count * len(rows)).round().long().view(len(rows), count)
+    index = shown_things(test, rows, t, num_samples)
     vae = model.to(device).eval().vae
-    flows = flow_of_each(vae, test, device) if model.config.weak else None
+    flows = flow_of_each(vae, test, device) if model.config.weak and not test.unlabelled else None
     names = names if flows is None else [_label(name, flow) for name, flow in zip(names, flows, strict=True)]
     real, made = [], []
     for row, things in zip(rows, index, strict=True):
@@ -185,12 +182,40 @@ def draw(
     return [picture, *(traversal_animation(path, *shown, titles, times=times) for path in moving)]
 
 
+def flow_names(model: FlowVAEModule, data: SequenceDataModule) -> list[str]:
+    """What flows stand for: the transformations of the data, or numbers where nobody knows those."""
+    source = data.source
+    return [f"flow_{k}" for k in range(model.config.num_flows)] if source.unlabelled else list(source.names)
+
+
+def shown_things(test: Sequences, rows: Sequence[Composition], t: Tensor, count: int) -> Tensor:
+    """The things in each row of a picture, at most `count` (rows, S): others in every row, where there are enough.
+
+    Of things that show one transformation each a row takes its own, first those with frames at all times t (N,).
+    """
+    if test.labels is None or test.unlabelled:
+        count = min(count, max(len(test) // len(rows), 1))
+        return torch.linspace(0, len(test) - 1, count * len(rows)).round().long().view(len(rows), count)
+    order = frames_there(test, torch.arange(len(test)), t).sum(1).argsort(descending=True, stable=True)
+    own = [order[test.labels[order] == k] if (k := _alone(row)) is not None else order for row in rows]
+    count = min(count, *(len(things) for things in own))
+    return torch.stack([things[:count] for things in own])
+
+
+def frames_there(test: Sequences, things: Tensor, t: Tensor) -> Tensor:
+    """Whether things (B,) of data that are no images to transform have frames at times t (N,), (B, N)."""
+    times, there = test.frame_times(things)
+    found = times.expand(len(things), -1)[:, None] == t[:, None]
+    return (found if there is None else found & there[:, None]).any(-1)
+
+
 def flow_of_each(vae: FlowVAE, test: Sequences, device: torch.device, count: int = 32) -> list[int]:
     """The flow that each transformation has become, as q(k|x) sees so many things under every one of them."""
-    flows, things = len(test.names), min(count, len(test))
-    k, index = repeat(torch.arange(flows), "k -> (k b)", b=things), torch.arange(things).repeat(flows)
-    x = test.frames(test.read(index, k, test.times).to(device), k.to(device), test.times.to(device))
-    permutation: list[int] = flow_accuracy(vae.infer_flow(x), k)[1].argsort().tolist()
+    k, index = every(test, torch.arange(min(count, len(test))))
+    t, there = test.frame_times(index)
+    x = test.frames(test.read(index, k, t).to(device), k.to(device), t.to(device))
+    q = vae.infer_flow(x, mask=None if there is None else there.to(device))
+    permutation: list[int] = flow_accuracy(q, k)[1].argsort().tolist()
     return permutation
 
 
@@ -202,18 +227,25 @@ def true_frames(test: Sequences, row: Composition, things: Tensor, t: Tensor) ->
     Raises:
         ArgumentError: even that is not known, as it is not the first frame of a sequence.
     """
-    weights = row.weights[0]
-    k = torch.full_like(things, weights.index(1.0) if 1.0 in weights else 0)
-    if row != single(int(k[0]), len(weights)):
-        if test.transformations is not None:
-            x0 = test.frames(test.read(things, k, t[:1].cpu() * 0).to(t.device), k.to(t.device), t[:1] * 0)[:, 0]
-            return row.truth(x0, t, test.transformations)
+    alone = _alone(row)
+    k = torch.full_like(things, alone or 0)
+    if alone is None and test.transformations is not None:
+        x0 = test.frames(test.read(things, k, t[:1].cpu() * 0).to(t.device), k.to(t.device), t[:1] * 0)[:, 0]
+        return row.truth(x0, t, test.transformations)
+    if alone is None or test.unlabelled or (test.labels is not None and not frames_there(test, things, t.cpu()).all()):
         if float(t[0]) != 0 or row.starts[0] != 0:
             raise ArgumentError(
                 f"--times: {type(test).__name__} cannot render what is composed; begin with its first frame, at 0"
             )
         t = t[:1]
     return test.frames(test.read(things, k, t.cpu()).to(t.device), k.to(t.device), t)
+
+
+def _alone(row: Composition) -> int | None:
+    """The number of the transformation that a row shows alone, at full speed; None for anything composed."""
+    weights = row.weights[0]
+    k = weights.index(1.0) if 1.0 in weights else 0
+    return k if row == single(k, len(weights)) else None
 
 
 def _label(name: str, flow: float | None) -> str:

@@ -18,6 +18,8 @@ from ..checkpoint import (
     read_checkpoint,
     versions,
 )
+from ..data import TRANSFORMATIONS
+from ..data.named import library_names
 from ..errors import ArgumentError, DataError
 from ..hub import read_config
 from ..nets import ModelConfig
@@ -162,6 +164,8 @@ def storable(config: Mapping[str, Any]) -> dict[str, Any]:
         values = config.get(section)
         if isinstance(values, Mapping):
             kept[section] = {name: values[name] for name in names if name in values and _is_plain(values[name])}
+    if names := _of_library(config.get("data")):
+        kept["data"]["transformations"] = ",".join(names)
     if type(config.get("seed_everything")) in (int, bool):
         kept["seed_everything"] = config["seed_everything"]
     if isinstance(name := config.get("run_name"), str) and re.fullmatch(r"\w[\w.-]*", name):
@@ -171,6 +175,12 @@ def storable(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parameters(kind: type) -> list[str]:
     return list(inspect.signature(kind).parameters)
+
+
+def _of_library(data: object) -> list[str]:
+    """Transformations that are names of the library's; none where they are a file that would be run, or an object."""
+    names = library_names(data.get("transformations")) if isinstance(data, Mapping) else None
+    return names if names is not None and set(names) <= set(TRANSFORMATIONS) else []
 
 
 def _is_plain(value: object) -> bool:

@@ -108,7 +108,7 @@ class FlowTrainer(Trainer):
             pretrained: in place of ckpt_path: weights that come with cflow, by name, or a folder of weights.
         """
         at_least("--num_samples", num_samples, 1)
-        names, frames = datamodule.source.names, datamodule.source.times
+        names, frames = results.flow_names(model, datamodule), datamodule.source.times
         rows, t = compositions.asked(names, frames, weights=weights, schedule=schedule, times=times)
         if pretrained is not None:
             with fitting_weights("--pretrained"):
