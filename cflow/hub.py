@@ -29,7 +29,7 @@ KINDS = {
     "Solver": "solve",
     "PotentialFlow": "flow",
     "DiffusionPrior": "priors",
-    "HamiltonJacobi": "pde",
+    **dict.fromkeys(("HamiltonJacobi", "Heat", "Wave"), "pde"),
     "FlowVAE": "vae",
     **dict.fromkeys(("MLPEncoder", "PaperEncoder", "MLPDecoder", "ConvDecoder", "PaperDecoder"), "nets"),
     **dict.fromkeys(("MLPSequenceEncoder", "ConvSequenceEncoder"), "nets"),
