@@ -37,6 +37,7 @@ VAES = {
     "conv": {"network": "conv", "potential": "quadratic+ridge", "solenoidal": "skew+ridge"},
     "paper": {"network": "paper", "likelihood": "bernoulli", "supervision": "weak", "inference": "gumbel"},
     "all terms": {"potential": "mlp", "pde_weight": 1.0, "path_kl_weight": 1.0, "solenoidal": "skew"},
+    "wave": {"potential": "mlp", "pde": "wave", "pde_weight": 1.0},
     "weak": {"supervision": "weak", "responsibility_frames": "decoded"},
 }
 

@@ -88,7 +88,8 @@ def image_quality(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, mask: Tensor | 
         vae, x, k, t: as in `transformation_errors`.
         mask: which frames are there, booleans (B, T+1); None for all.
     """
-    made, true = vae.traverse(vae.encoder_input(x), k, t)[1:], rearrange(x, "b t ... -> t b ...")[1:]
+    made = vae.traverse(vae.encoder_input(x), k, t if t.ndim == 1 else t.mT)[1:]
+    true = rearrange(x, "b t ... -> t b ...")[1:]
     found = {"psnr": metrics.psnr(made, true)}
     if min(x.shape[-2:]) >= WINDOW:
         found["ssim"] = metrics.ssim(made, true)
