@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .solenoidal import SkewLinear, Solenoidal
     from .solve import Solver
     from .transform import FlowTransform
+    from .traversal import LatentTraversal
     from .vae import ELBO, FlowVAE
 
 __version__ = "0.2.0"
@@ -35,6 +36,7 @@ _HOME = {
     **dict.fromkeys(("SkewLinear", "Solenoidal"), "solenoidal"),
     "Solver": "solve",
     "FlowTransform": "transform",
+    "LatentTraversal": "traversal",
     **dict.fromkeys(("ELBO", "FlowVAE"), "vae"),
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "FlowTransform",
     "FlowVAE",
     "IntegrationError",
+    "LatentTraversal",
     "MLPPotential",
     "Potential",
     "PotentialFlow",

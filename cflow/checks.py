@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 
 from torch import Tensor
@@ -18,6 +19,17 @@ def positive_int(name: str, x: int) -> int:
     if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < 1:
         raise ArgumentError(f"{name}: expected an int ≥ 1, got {x!r}")
     return int(x)
+
+
+def positive_number(name: str, x: float) -> float:
+    """The argument as a float.
+
+    Raises:
+        ArgumentError: it is no finite number > 0.
+    """
+    if isinstance(x, bool) or not isinstance(x, numbers.Real) or not (math.isfinite(x) and x > 0):
+        raise ArgumentError(f"{name}: expected a number > 0, got {x!r}")
+    return float(x)
 
 
 def at_least(name: str, x: float, least: int) -> None:

@@ -18,7 +18,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import FlowPath, PotentialFlow
 from .inference import Inferred
-from .pde import PDE, HamiltonJacobi
+from .pde import PDE, Equation
 from .priors import DiffusionPrior
 from .selection import SelectionLike
 
@@ -190,7 +190,9 @@ class PDELoss(Term):
 
     def check(self) -> None:
         if self.weight and self.pde is None:
-            raise ArgumentError("pde: pde_weight is not 0, so a HamiltonJacobi is needed; pass pde=…")
+            raise ArgumentError(
+                "pde: pde_weight is not 0, so a HamiltonJacobi, Wave or Heat of cflow.pde is needed; pass pde=…"
+            )
 
     def __call__(self, draw: Draw) -> Tensor:
         given = () if draw.context is None else (draw.context,)
@@ -258,7 +260,7 @@ def check_pde(pde: nn.Module, flow: PotentialFlow) -> None:
             "pde: expected a module with residual(z, k, t) and loss(z, k, t), such as cflow.pde.HamiltonJacobi; "
             f"{type(pde).__name__} has no {' and no '.join(missing)}"
         )
-    if isinstance(pde, HamiltonJacobi):
+    if isinstance(pde, Equation):
         if flow.net is None:
             raise ArgumentError("pde: the flow has no potential that it could hold for; give PotentialFlow one")
         learned = set(flow.net.parameters())

@@ -61,7 +61,8 @@ class FlowVAE(nn.Module):
         flow: the `PotentialFlow`.
         prior: a `DiffusionPrior` for the path KL; None makes one where `path_kl_weight` is not 0. At the first time
             it is N(0, I) either way.
-        pde: for `pde_weight`: a `HamiltonJacobi`, or any module with residual(z, k, t) and loss(z, k, t).
+        pde: for `pde_weight`: a `HamiltonJacobi`, `Wave` or `Heat` of `cflow.pde`, or any module with residual(z, k, t)
+            and loss(z, k, t).
         kl_weight, path_kl_weight, pde_weight: weights in `ELBO.loss`. Terms of weight 0 are not computed.
         flow_posterior: x (B, T+1, …) -> logits (B, K) of q(k|x): k becomes latent where `elbo` is called with k=None.
             Frames that a boolean mask drops are zero; a module with the attribute `missing_channel = True` always gets

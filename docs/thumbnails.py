@@ -21,6 +21,7 @@ Box = tuple[float, float, float, float]
 # notebook → which of its pictures, counted from 0, and left, top, right, bottom as parts of its width and height
 PARTS: dict[str, tuple[int, Box]] = {
     "flow_factorised_digits": (4, (0.237, 0.027, 0.613, 0.179)),
+    "flows_for_a_model_you_already_have": (2, (0.587, 0.484, 0.988, 0.836)),
     "more_than_a_gradient": (0, (0.272, 0.0, 0.732, 1.0)),
     "populations_in_motion": (5, (0.14, 0.165, 0.97, 0.885)),
     "potential_flow_2d": (0, (0.03, 0.22, 0.95, 0.93)),

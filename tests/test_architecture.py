@@ -27,7 +27,7 @@ ROWS = [
     "flow",
     "pde inference",
     "objectives",
-    "vae",
+    "vae traversal",
     "nets",
     "checkpoint",
     "metrics plots",

@@ -629,3 +629,32 @@ def test_the_pendulum_swings_and_its_fields_are_compared(tmp_path, capsys) -> No
         assert row["parameters"] == pytest.approx(free["parameters"], rel=0.1)
         assert [run["seed"] for run in row["runs"]] == [0, 1]
         assert len({run["beyond"] for run in row["runs"]}) == 2
+
+
+def test_traversals_of_a_given_decoder_are_compared(capsys) -> None:
+    bench, dim = script("latent_traversal"), 4
+    stroke = torch.zeros(3, 3, 28, 28)
+    stroke[0, 0, 4:24, 14:16] = stroke[1, 0, 4:24, 12:18] = 1
+    for row in range(4, 24):  # its top leans to the right
+        stroke[2, 0, row, 22 - row // 2 : 24 - row // 2] = 1
+    thickness, slant = bench.properties(stroke).mT
+    assert thickness[0] == 0 < thickness[1]
+    assert slant[:2].abs().max() < 0.05
+    assert 0.3 < slant[2] < 0.5  # half a column a row
+
+    codes = torch.randn(300, dim) @ torch.randn(dim, dim) + 3
+    body = torch.nn.Sequential(torch.nn.Linear(dim, 3 * 28 * 28), torch.nn.Sigmoid())
+    decoder = bench.Whitened(cflow.nets.MLPDecoder((3, 28, 28), dim, 16), codes)
+    states = decoder.states(codes)
+    torch.testing.assert_close(states.T.cov(), torch.eye(dim), rtol=0, atol=1e-4)
+    torch.testing.assert_close(bench.Whitened(body, codes)(states), body(codes), rtol=0, atol=1e-4)
+    held_out = states[:10]
+    apart, guided = (make(decoder, states, held_out, 3, 1.0) for make in (bench.told_apart, bench.guided))
+    bench.show(apart, guided)
+    assert "told apart" in capsys.readouterr().out
+    assert [row["property"] for row in guided["rows"]] == ["thickness", "slant"]
+    length = torch.full((10,), 0.1)
+    near = bench.ascent(guided["traversal"], held_out, 0, length, 4)
+    assert (near - held_out).norm(dim=1).max() < 0.1001
+    h = guided["traversal"].objective
+    assert h(decoder(near).mean)[:, 0].mean() > h(decoder(held_out).mean)[:, 0].mean()

@@ -90,11 +90,11 @@ def test_every_method_and_flow(method, name):
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize("times", TIMES)
-@pytest.mark.parametrize("method", ["rk4", "dopri5", "fehlberg2"])
+@pytest.mark.parametrize("method", ["rk4", "dopri5"])  # one of each family; every method is above
 def test_every_selection_and_times(selection, times, method):
     if times == "per sample, differentiable" and selection == "schedule per sample":
         pytest.skip("covered by either alone")
-    for name in ("mlp", "sum", "sum and turned mlps"):
+    for name in ("mlp", "sum and turned mlps"):
         flow, k, t = FLOWS[name](), SELECTIONS[selection](), TIMES[times]()
         assert_discrete_is_direct(flow, method, k, t)
         assert_discrete_is_direct(flow, method, k, t, log_density=True, kinetic_energy=True)

@@ -6,6 +6,7 @@ from torch.distributions import Normal
 
 import cflow
 from cflow import PotentialFlow, nets
+from cflow.pde import HamiltonJacobi, Heat, Wave
 
 
 @pytest.mark.parametrize("network", nets.NETWORKS)
@@ -44,6 +45,18 @@ def test_settings_reach_what_they_set():
     assert vae.flow.solver == cflow.Solver("dopri5", rtol=1e-3, atol=1e-4, gradient="direct")
     assert vae.flow.divergence_estimator == "hutchinson"
     assert nets.build_vae(latent_dim=2, width=4).flow.solver == cflow.Solver("rk4", step_size=1.0)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("hj", HamiltonJacobi), ("wave", Wave), ("heat", Heat)])
+def test_equations_by_name(name, kind):
+    vae = nets.build_vae(image_shape=(1, 4, 4), latent_dim=4, width=8, potential="ridge", pde=name, pde_weight=0.1)
+    assert type(vae.pde) is kind
+    assert vae.pde.potential is vae.flow.net
+    elbo = vae.elbo(torch.rand(6, 3, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1, 2]))
+    torch.testing.assert_close(elbo.loss, -elbo.value + 0.1 * elbo.hj)
+    elbo.hj.backward()
+    assert all(p.grad.abs().max() > 0 for p in vae.flow.parameters())
+    assert nets.build_vae(latent_dim=4, width=8).pde is None
 
 
 @pytest.mark.parametrize("potential", nets.POTENTIALS)
@@ -100,6 +113,8 @@ def test_the_learned_scale_is_calibrated():
         ({"solver": "rk5"}, "method"),
         ({"solver": "dopri5"}, "step_size"),
         ({"pde_weight": 1.0, "time_dependent": False}, "potential"),
+        ({"pde": "waves", "pde_weight": 1.0}, "pde"),
+        ({"pde": "wave"}, "pde"),
         ({"latent_din": 4}, "latent_din"),
     ],
 )

@@ -49,33 +49,34 @@ def run(tmp_path_factory):
     return folder / "digits" / "version_0"
 
 
-# what a hostile file says → under which keys of its configuration
+# what a hostile file says, section by section of its configuration
 HOSTILE = {
-    "callbacks": ("trainer", {"callbacks": [ABORT]}),
-    "plugins": ("trainer", {"plugins": [POPEN]}),
-    "strategy": ("trainer", {"strategy": POPEN}),
-    "profiler": ("trainer", {"profiler": PROFILER}),
-    "logger": ("trainer", {"logger": LOGGER}),
-    "an accelerator": ("trainer", {"accelerator": POPEN}),
-    "a plain name with a class": ("trainer", {"precision": POPEN, "max_time": POPEN}),
-    "a folder for results": ("trainer", {"default_root_dir": "made"}),
-    "a model's class": ("model", {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "ran"]}}),
-    "a source": ("data", {"source": POPEN}),
-    "transformations": ("data", {"transformations": POPEN}),
-    "a folder of data": ("data", {"root": "made"}),
-    "a seed": ("seed_everything", POPEN),
-    "a name that leads elsewhere": ("run_name", "../../made"),
-    "another configuration": ("config", ["made.yaml"]),
-    "unknown options": ("model", {"os": "abort", "__init__": POPEN}),
+    "a trainer": {
+        "trainer": {
+            "callbacks": [ABORT],
+            "plugins": [POPEN],
+            "strategy": POPEN,
+            "profiler": PROFILER,
+            "logger": LOGGER,
+            "accelerator": POPEN,
+            "precision": POPEN,
+            "max_time": POPEN,
+            "default_root_dir": "made",
+        }
+    },
+    "a model's class": {"model": {"class_path": "subprocess.Popen", "init_args": {"args": ["touch", "ran"]}}},
+    "unknown options": {"model": {"os": "abort", "__init__": POPEN}, "seed_everything": POPEN},
+    "data": {"data": {"source": POPEN, "transformations": POPEN, "root": "made"}, "config": ["made.yaml"]},
+    "a name that leads elsewhere": {"run_name": "../../made"},
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_configuration_does_nothing(run, what, tmp_path, monkeypatch) -> None:
     content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
-    section, evil = HOSTILE[what]
     stored = content[runs.CONFIG_KEY]
-    stored[section] = stored[section] | evil if isinstance(stored.get(section), dict) else evil
+    for section, evil in HOSTILE[what].items():
+        stored[section] = stored[section] | evil if isinstance(stored.get(section), dict) else evil
     content["hyper_parameters"] |= {"_class_path": "subprocess.Popen", "_instantiator": "os.abort"}
     hostile = tmp_path / "hostile" / "x.ckpt"
     hostile.parent.mkdir()

@@ -231,14 +231,22 @@ def test_a_long_test_says_how_far_it_is(tmp_path, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.splitlines() == [f"testing, batch {n} of 3" for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize(("rows", "columns", "bar"), [(24, 80, True), (0, 0, False), (24, 0, False), (24, 20, False)])
-def test_bars_need_a_terminal_with_rows_and_columns(rows, columns, bar) -> None:
-    theirs = pty.openpty()[1]
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-    code = "import sys; from cflow.training.progress import draws_bars; sys.exit(10 + draws_bars())"
+def test_bars_need_a_terminal_with_rows_and_columns() -> None:
+    """The same process on terminals of several sizes: what it writes to is what counts."""
     clean = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
-    done = subprocess.run([sys.executable, "-c", code], stdout=theirs, env=clean, check=False)
-    assert done.returncode == 10 + bar
+    sizes = [(24, 80), (0, 0), (24, 0), (24, 20)]
+    theirs = [pty.openpty()[1] for _ in sizes]
+    for descriptor, (rows, columns) in zip(theirs, sizes, strict=True):
+        fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    code = (
+        "import os, sys\n"
+        "from cflow.training.progress import draws_bars\n"
+        "found = [(os.dup2(int(n), 1), draws_bars())[1] for n in sys.argv[1:]]\n"
+        "print(found, file=sys.stderr)\n"
+    )
+    words = [sys.executable, "-c", code, *map(str, theirs)]
+    done = subprocess.run(words, pass_fds=theirs, env=clean, check=True, stderr=subprocess.PIPE, text=True)
+    assert done.stderr == "[True, False, False, False]\n"
 
 
 class Stopped(pl.Callback):

@@ -264,13 +264,13 @@ def test_test_and_traverse_repeat_the_fit(fitted, tmp_path, capsys) -> None:
 
 
 def test_a_run_that_goes_on_is_the_one_that_never_stopped(tmp_path, monkeypatch) -> None:
-    """40 steps are 20 and 20 more, bit for bit, where the temperature does not follow the number of steps."""
+    """12 steps are 6 and 6 more, bit for bit, where the temperature does not follow the number of steps."""
     monkeypatch.chdir(tmp_path)
     words = ["fit", "--config", "digits_weak", *TINY, "--data.labelled", "0.1", "--model.temperature", "1"]
     words += ["--model.schedule", "constant"]
-    assert cli.main([*words, "--trainer.max_steps", "40", "--run_name", "whole"]) == 0
-    assert cli.main([*words, "--trainer.max_steps", "20", "--run_name", "half"]) == 0
-    more = ["fit", "--ckpt_path", "runs/half", "--trainer.max_steps", "40", "--run_name", "rest"]
+    assert cli.main([*words, "--trainer.max_steps", "12", "--run_name", "whole"]) == 0
+    assert cli.main([*words, "--trainer.max_steps", "6", "--run_name", "half"]) == 0
+    more = ["fit", "--ckpt_path", "runs/half", "--trainer.max_steps", "12", "--run_name", "rest"]
     assert cli.main([*more, *TINY, "--seed_everything", "9"]) == 0
     whole, half, rest = (Path(f"runs/{name}/version_0") for name in ("whole", "half", "rest"))
     states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in (whole, half, rest)]

@@ -14,7 +14,7 @@ from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from ..fields import Divergence
 from ..flow import PotentialFlow
 from ..inference import Inference, ResponsibilityFrames
-from ..pde import HamiltonJacobi
+from ..pde import Equation, HamiltonJacobi, Heat, Wave
 from ..potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
 from ..solenoidal import SkewLinear, Solenoidal, SolenoidalPart
 from ..solve import Solver
@@ -26,6 +26,7 @@ POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
 Network = Literal["mlp", "conv", "paper"]
 NETWORKS = get_args(Network)
 Supervision = Literal["full", "weak"]
+PDEName = Literal["hj", "wave", "heat"]
 T = TypeVar("T")
 
 
@@ -115,14 +116,16 @@ class ModelConfig:
         divergence: "exact", or "hutchinson" for an estimate, where a log-density is integrated.
         kl_weight: weight of KL(q(z_0|x_0) ‖ p(z_0)).
         path_kl_weight: weight of the KL terms along the path; 0 leaves them out.
-        pde_weight: weight of the Hamilton-Jacobi residual; 0 leaves it out.
+        pde: equation asked of u, hj: Hamilton-Jacobi.
+        pde_weight: weight of its squared residual; 0 leaves it out.
         supervision: full: flows are given; weak: they are inferred from sequences, by a q(k|x).
         inference: how, under weak supervision; null is marginal.
         responsibility_frames: frames that weak supervision tells flows apart by in training, see `FlowVAE`.
         num_frames: frames T+1 of the sequences that q(k|x) sees.
 
     Raises:
-        ArgumentError: a size that is no int ≥ 1, or an inference where flows are given.
+        ArgumentError: a size that is no int ≥ 1, an unknown name, an equation of weight 0, or an inference where flows
+            are given.
 
     Example:
         >>> ModelConfig(latent_dim=8, width=32).build().sample(2, 0, t=[0, 1]).shape
@@ -150,6 +153,7 @@ class ModelConfig:
     divergence: Divergence = "exact"
     kl_weight: float = 1.0
     path_kl_weight: float = 0.0
+    pde: PDEName = "hj"
     pde_weight: float = 0.0
     supervision: Supervision = "full"
     inference: Inference | None = None
@@ -161,6 +165,10 @@ class ModelConfig:
             positive_int(name, getattr(self, name))
         if self.supervision not in get_args(Supervision):
             raise ArgumentError(f"supervision: expected 'full' or 'weak', got {self.supervision!r}")
+        if self.pde not in get_args(PDEName):
+            raise ArgumentError(f"pde: expected {', '.join(get_args(PDEName))}, got {self.pde!r}")
+        if self.pde != "hj" and not self.pde_weight:
+            raise ArgumentError(f"pde: {self.pde!r} has weight 0 and would be left out; set pde_weight too")
         if self.inference is not None and not self.weak:
             raise ArgumentError(
                 f"inference: {self.inference!r} infers flows, but supervision='full' has them given; set "
@@ -187,7 +195,7 @@ class ModelConfig:
             encoder,
             decoder,
             PotentialFlow(u, solenoidal=r, solver=solver, divergence=self.divergence),
-            pde=HamiltonJacobi(u, MLPPotential(dim, flows), drift=r) if self.pde_weight else None,
+            pde=self._equation(u, r) if self.pde_weight else None,
             kl_weight=self.kl_weight,
             path_kl_weight=self.path_kl_weight,
             pde_weight=self.pde_weight,
@@ -195,6 +203,14 @@ class ModelConfig:
             inference=(self.inference or "marginal") if self.weak else None,
             responsibility_frames=self.responsibility_frames,
         )
+
+    def _equation(self, u: Potential, r: SolenoidalPart | None) -> Equation:
+        match self.pde:
+            case "wave":  # units of the latent space are learned: they make up for a speed of 1
+                return Wave(u, speed=1.0)
+            case "heat":
+                return Heat(u, diffusion=1.0)
+        return HamiltonJacobi(u, MLPPotential(self.latent_dim, self.num_flows), drift=r)
 
 
 def build_vae(**options: Any) -> FlowVAE:

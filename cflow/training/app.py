@@ -127,7 +127,7 @@ class CflowCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the model and the data first: they are what the help begins with."""
-        parser.add_lightning_class_args(FlowVAEModule, "model")
+        parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(SequenceDataModule, "data")
         for theirs, its in LINKED.items():
             parser.link_arguments(f"data.{theirs}", f"model.{its}", apply_on="instantiate")
@@ -292,12 +292,17 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
-def run(words: Sequence[str]) -> None:
-    """Run a command: `fit`, `test` or `traverse` with its options."""
+def run(words: Sequence[str], module: type[FlowVAEModule] = FlowVAEModule) -> None:
+    """Run a command: `fit`, `test` or `traverse` with its options.
+
+    Arguments:
+        words: the command line after ``cflow``.
+        module: what trains; a subclass of your own may train otherwise.
+    """
     _quieten()
     Parser.everything = "--help_all" in words
     CflowCLI(
-        FlowVAEModule,
+        module,
         SequenceDataModule,
         trainer_class=FlowTrainer,
         save_config_callback=RunConfig,

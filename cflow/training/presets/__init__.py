@@ -8,7 +8,8 @@ from ...errors import ArgumentError, DataError, did_you_mean
 
 FOLDER = Path(__file__).parent
 DEFAULT = "digits"
-BASES = {"digits_weak": "digits", "mnist_weak": "mnist"}  # what a preset leaves out is as in another one
+# what a preset leaves out is as in another one
+BASES = {"digits_weak": "digits", "mnist_best": "mnist", "mnist_weak": "mnist"}
 
 
 def preset_names() -> list[str]:
