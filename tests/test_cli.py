@@ -608,15 +608,8 @@ def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
 
 
 def test_presets_have_nine_frames_and_the_fixed_names() -> None:
-    assert presets.preset_names() == [
-        "digits",
-        "digits_weak",
-        "folder",
-        "mnist",
-        "mnist_best",
-        "mnist_paper",
-        "mnist_weak",
-    ]
+    names = ["digits", "digits_weak", "folder", "mnist", "mnist_best", "mnist_paper", "mnist_weak"]
+    assert presets.preset_names() == names
     for name in presets.preset_names():
         preset: dict[str, dict[str, object]] = {}
         for path in presets.layers(name):

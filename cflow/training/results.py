@@ -222,7 +222,8 @@ def flow_of_each(vae: FlowVAE, test: Sequences, device: torch.device, count: int
 def true_frames(test: Sequences, row: Composition, things: Tensor, t: Tensor) -> Tensor:
     """Frames (B, N, C, H, W) of things (B,) under a composition, on the device of t (N,).
 
-    The input alone, (B, 1, C, H, W), of data that cannot be composed.
+    The input alone, (B, 1, C, H, W), of data that cannot be composed, or have few frames at these times; a frame that
+    is missing among others is black.
 
     Raises:
         ArgumentError: even that is not known, as it is not the first frame of a sequence.
@@ -232,13 +233,19 @@ def true_frames(test: Sequences, row: Composition, things: Tensor, t: Tensor) ->
     if alone is None and test.transformations is not None:
         x0 = test.frames(test.read(things, k, t[:1].cpu() * 0).to(t.device), k.to(t.device), t[:1] * 0)[:, 0]
         return row.truth(x0, t, test.transformations)
-    if alone is None or test.unlabelled or (test.labels is not None and not frames_there(test, things, t.cpu()).all()):
+    if alone is None or test.unlabelled or (test.labels is not None and _sparse(test, things, t.cpu())):
         if float(t[0]) != 0 or row.starts[0] != 0:
             raise ArgumentError(
                 f"--times: {type(test).__name__} cannot render what is composed; begin with its first frame, at 0"
             )
         t = t[:1]
     return test.frames(test.read(things, k, t.cpu()).to(t.device), k.to(t.device), t)
+
+
+def _sparse(test: Sequences, things: Tensor, t: Tensor) -> bool:
+    """Whether an input, or most of the frames, of things (B,) are not there at times t (N,)."""
+    there = frames_there(test, things, t)
+    return not bool(there[:, 0].all()) or float(there.float().mean()) < 0.5
 
 
 def _alone(row: Composition) -> int | None:
