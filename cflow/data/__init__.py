@@ -1,6 +1,9 @@
 """Data: sets of sequences, and the images and transformations they are made of. Knows nothing of models."""
 
 from .digits import Digits
+from .factor_files import make_factor_files
+from .factor_sets import Shapes3D
+from .factors import FactorGrid
 from .mnist import MNIST
 from .source import Sequences
 from .stills import Stills
@@ -11,10 +14,13 @@ __all__ = [
     "PAPER",
     "PERIODS",
     "Digits",
+    "FactorGrid",
     "Sequences",
+    "Shapes3D",
     "Stills",
     "compose",
     "hue",
+    "make_factor_files",
     "make_sequence",
     "rotation",
     "scaling",

@@ -129,6 +129,7 @@ class CflowCLI(LightningCLI):
         parser.add_lightning_class_args(SequenceDataModule, "data")
         for name in ("image_shape", "num_frames"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.link_arguments("data.num_flows", "model.of_data", apply_on="instantiate")
         parser.add_lightning_class_args(FlowTrainer, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

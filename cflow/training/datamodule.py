@@ -10,13 +10,14 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import at_least
-from ..data import MNIST, Digits, Sequences
+from ..data import MNIST, Digits, Sequences, Shapes3D
 from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from .batches import Batch, Drawn, Stream, Whole, generator, seen
 
 T = TypeVar("T")
 
-DATASETS: dict[str, Callable[..., Sequences]] = {"digits": Digits, "mnist": MNIST}
+DATASETS: dict[str, Callable[..., Sequences]] = {"digits": Digits, "mnist": MNIST, "shapes3d": Shapes3D}
+GRIDS = ("shapes3d",)  # those that take factors and sizes
 
 
 def _whole(batch: T) -> T:
@@ -41,13 +42,15 @@ class SequenceDataModule(LightningDataModule):
         num_workers: int = 0,
         labelled: float = 0.0,
         random_starts: bool = False,
+        factors: list[str] | None = None,
+        sizes: list[int] | None = None,
         transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
         source: Any = None,
     ) -> None:
         """Name the data; nothing is read yet.
 
         Args:
-            dataset: `digits` (1,797 real digits that come with scikit-learn) or `mnist`.
+            dataset: `digits` (1,797 real digits that come with scikit-learn), `mnist`, `shapes3d`.
             root: folder of the data set, where it is a file on disk.
             batch_size: things a training step, and process.
             num_frames: frames T+1 of a sequence, t = 0..T, at least 2.
@@ -56,6 +59,8 @@ class SequenceDataModule(LightningDataModule):
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
             labelled: part of the training things that have labels under weak supervision, 0 .. 1.
             random_starts: train from images that other transformations have changed, and backwards: what is composed.
+            factors: of a factor grid, those that are transformations; null is all with as many values as frames.
+            sizes: of a factor grid, how many values each factor has; null is what its labels say.
             transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
@@ -70,9 +75,17 @@ class SequenceDataModule(LightningDataModule):
         if source is None:
             if dataset not in DATASETS:
                 raise ArgumentError(
-                    f"data.dataset={dataset!r}: expected {' or '.join(DATASETS)}.{did_you_mean(dataset, DATASETS)}"
+                    f"data.dataset={dataset!r}: expected one of {', '.join(DATASETS)}.{did_you_mean(dataset, DATASETS)}"
                 )
-            made = {} if transformations is None else {"transformations": transformations}
+            made = {"transformations": transformations, "factors": factors, "sizes": sizes}
+            made = {name: value for name, value in made.items() if value is not None}
+            grid = dataset in GRIDS
+            for name in made:
+                if grid == (name == "transformations"):
+                    what = "a factor grid" if grid else "none"
+                    raise ArgumentError(
+                        f"data.{name}: {dataset} is {what}, which has no {name} to choose; leave it out"
+                    )
             source = DATASETS[dataset](root=root, num_frames=num_frames, **made)
         if not isinstance(source, Sequences):
             raise ArgumentTypeError(f"data.source: expected a cflow.data.Sequences, got {type(source).__name__}")
@@ -90,6 +103,11 @@ class SequenceDataModule(LightningDataModule):
     def num_frames(self) -> int:
         """T+1 of a whole sequence."""
         return self.source.num_frames
+
+    @property
+    def num_flows(self) -> int:
+        """K, the transformations of the data."""
+        return len(self.source.names)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -62,6 +62,8 @@ class FlowVAEModule(LightningModule):
         likelihood_samples: int = 16,
         optimizer: OptimizerName = "adam",
         temperature: float | None = None,
+        num_flows: int | None = None,
+        of_data: int = 3,
         **model: Any,
     ) -> None:
         """Build the model.
@@ -74,6 +76,8 @@ class FlowVAEModule(LightningModule):
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
             optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
             temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1.
+            num_flows: number K of flows, one a transformation of the data; null is as many as these have.
+            of_data: how many transformations the data have.
             model: the values of a `ModelConfig`.
         """
         super().__init__()
@@ -85,7 +89,7 @@ class FlowVAEModule(LightningModule):
         self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
         self.frames_per_step = frames_per_step
         self.likelihood_samples, self.optimizer = likelihood_samples, optimizer
-        self.config = ModelConfig(**model)
+        self.config = ModelConfig(num_flows=of_data if num_flows is None else num_flows, **model)
         if temperature is not None and not self.config.weak:
             raise ArgumentError(f"model.temperature={temperature!r} is for model.supervision=weak; leave it out.")
         if temperature is not None and not temperature > 0:

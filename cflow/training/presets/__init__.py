@@ -8,7 +8,9 @@ from ...errors import ArgumentError, DataError, did_you_mean
 
 FOLDER = Path(__file__).parent
 DEFAULT = "digits"
-BASES = {"digits_weak": "digits", "mnist_weak": "mnist"}  # what a preset leaves out is as in another one
+BASES = {
+    f"{name}_weak": name for name in ("digits", "mnist", "shapes3d")
+}  # what a preset leaves out is as in another one
 
 
 def preset_names() -> list[str]:
