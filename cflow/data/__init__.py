@@ -2,7 +2,7 @@
 
 from .digits import Digits
 from .factor_files import make_factor_files
-from .factor_sets import Shapes3D
+from .factor_sets import DSprites, Falcor3D, Isaac3D, Shapes3D
 from .factors import FactorGrid
 from .mnist import MNIST
 from .source import Sequences
@@ -13,8 +13,11 @@ __all__ = [
     "MNIST",
     "PAPER",
     "PERIODS",
+    "DSprites",
     "Digits",
     "FactorGrid",
+    "Falcor3D",
+    "Isaac3D",
     "Sequences",
     "Shapes3D",
     "Stills",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import zipfile
+import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +138,72 @@ class PNGImages(Images):
         if pixels.shape != self.shape:
             raise DataError(f"{path}: expected an image of (H, W, C) = {self.shape}, got {pixels.shape}")
         return pixels
+
+
+class BinaryImages(Images):
+    """A compressed array of an NPZ file, (N, H, W), of 0 and 1, as images of 0 and 255.
+
+    Nothing in such a file can be found without what comes before it: the first use takes all of it into memory, at one
+    bit a pixel. Workers share that, where processes are forked.
+
+    Arguments:
+        path: the file.
+        name: of the array.
+        shape: (H, W, 1).
+
+    Raises:
+        DataError: no NPZ file, or a damaged one; no such array, or one of another shape or dtype.
+    """
+
+    ROWS = 4096  # images unpacked at a time
+
+    def __init__(self, path: Path, name: str, shape: tuple[int, int, int]) -> None:
+        self.path, self.name, self.shape = path, name, shape
+        self._packed: Bytes | None = None
+        with self._array() as (_, stored, dtype):
+            self.count = stored[0] if stored else 0
+            if stored != (self.count, *shape[:2]) or dtype != np.uint8:
+                wanted = f"(N, {shape[0]}, {shape[1]}) and uint8"
+                raise DataError(f"{path}: expected {name!r} of shape {wanted}, got {stored} and {dtype}")
+
+    @contextlib.contextmanager
+    def _array(self) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+        """The bytes of the array, its shape and its dtype."""
+        try:
+            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
+                version = np.lib.format.read_magic(file)
+                header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                stored, fortran, dtype = header(file)
+                if fortran:
+                    raise ValueError("columns first")
+                yield file, stored, dtype
+        except KeyError:
+            raise DataError(f"{self.path}: has no array {self.name!r}") from None
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise DataError(f"{self.path}: is no NPZ file, or a damaged one ({_line(error)}); get it anew") from None
+
+    def prepare(self) -> None:
+        """Unpack the file."""
+        if self._packed is not None:
+            return
+        pixels, blocks = math.prod(self.shape), []
+        with self._array() as (file, _, _):
+            for start in range(0, self.count, self.ROWS):
+                rows = min(self.ROWS, self.count - start)
+                block = np.frombuffer(file.read(rows * pixels), np.uint8).reshape(rows, pixels)
+                blocks.append(np.packbits(block, axis=1))
+        self._packed = np.concatenate(blocks)
+
+    def read(self, numbers: Numbers) -> Bytes:
+        """Images (N, H, W, 1), see `Images`."""
+        self.prepare()
+        packed = cast(Bytes, self._packed)[numbers]
+        return np.unpackbits(packed, axis=1, count=math.prod(self.shape)).reshape(-1, *self.shape) * np.uint8(255)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_packed": None}
 
 
 def _line(error: Exception) -> str:

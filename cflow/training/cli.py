@@ -87,6 +87,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _report(error: BaseException, code: int) -> int:
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    if text.startswith("Caught "):  # in a worker that reads: PyTorch hands its traceback on as the message
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
     print(f"cflow: error: {' '.join(text.split())}", file=sys.stderr)
     return code
 

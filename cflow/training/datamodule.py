@@ -10,14 +10,19 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import at_least
-from ..data import MNIST, Digits, Sequences, Shapes3D
+from ..data import MNIST, Digits, DSprites, Falcor3D, Isaac3D, Sequences, Shapes3D
 from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from .batches import Batch, Drawn, Stream, Whole, generator, seen
 
 T = TypeVar("T")
 
-DATASETS: dict[str, Callable[..., Sequences]] = {"digits": Digits, "mnist": MNIST, "shapes3d": Shapes3D}
-GRIDS = ("shapes3d",)  # those that take factors and sizes
+GRIDS: dict[str, Callable[..., Sequences]] = {
+    "shapes3d": Shapes3D,
+    "falcor3d": Falcor3D,
+    "isaac3d": Isaac3D,
+    "dsprites": DSprites,
+}
+DATASETS: dict[str, Callable[..., Sequences]] = {"digits": Digits, "mnist": MNIST, **GRIDS}
 
 
 def _whole(batch: T) -> T:
@@ -50,7 +55,8 @@ class SequenceDataModule(LightningDataModule):
         """Name the data; nothing is read yet.
 
         Args:
-            dataset: `digits` (1,797 real digits that come with scikit-learn), `mnist`, `shapes3d`.
+            dataset: `digits` (1,797 real digits that come with scikit-learn), `mnist`, or a factor grid: `shapes3d`,
+                `falcor3d`, `isaac3d` or `dsprites`.
             root: folder of the data set, where it is a file on disk.
             batch_size: things a training step, and process.
             num_frames: frames T+1 of a sequence, t = 0..T, at least 2.
