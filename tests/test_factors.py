@@ -1,7 +1,9 @@
 """Factor grids: what a sequence changes, what parts share, the files, and the renderer that makes small ones."""
 
 import itertools
+import json
 import pickle
+import re
 import shutil
 
 import h5py
@@ -374,3 +376,62 @@ def test_a_pickled_array_is_never_opened(tmp_path) -> None:
 def test_files_that_cannot_be_made(kind, sizes, error, tmp_path) -> None:
     with pytest.raises(cflow.ArgumentError, match=error):
         make_factor_files(kind, tmp_path, sizes)
+
+
+TINY = [
+    *("--model.width", "16", "--model.latent_dim", "4", "--model.likelihood_samples", "2", "--trainer.max_steps", "2"),
+    *("--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu", "--trainer.devices", "1"),
+    *("--data.num_frames", "3", "--data.batch_size", "8", "--data.num_workers", "0", "--data.test_samples", "8"),
+]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("supervision", ["", "_weak", "_paper"])
+@pytest.mark.parametrize("kind", ["shapes3d", "falcor3d", "isaac3d"])
+def test_presets_train_from_their_command(kind, supervision, small, tmp_path, monkeypatch) -> None:
+    cli = pytest.importorskip("cflow.training.cli")
+    monkeypatch.chdir(tmp_path)
+    preset = f"{kind}{supervision}"
+    more = ["--model.frames_per_step", "3"] if supervision == "_paper" else []
+    assert cli.main(["fit", "--config", preset, "--data.root", str(small), *TINY, *more]) == 0
+    run = tmp_path / "runs" / preset / "version_0"
+    numbers = json.loads((run / "metrics.json").read_text())
+    names = SETS[kind][0](small, num_frames=3).names
+    assert [key for key in numbers if key.startswith("black/")] == [f"black/{name}" for name in (*names, "mean")]
+    assert cflow.load(run).flow.num_flows == len(names)
+    assert (run / "traversals.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--data.factors", "[scale,hue]"], "data.factors: 'hue' is none of floor_hue"),
+        (["--data.factors", "[shape]"], "data.factors: shape has 2 values, fewer than data.num_frames=3"),
+        (["--data.sizes", "[1,2,3]"], "data.sizes: expected how many values"),
+        (["--data.num_frames", "5"], "no factor has as many values as data.num_frames=5; wall_hue has 4"),
+        (["--data.root", "nowhere"], "there is no 3dshapes.h5; get it from https://github.com/google-deepmind/3d-sh"),
+        (["--model.num_flows", "2"], "set model.num_flows=5"),
+        (["--data.dataset", "digits", "--data.sizes", "[3]"], "data.sizes: digits is no factor grid"),
+    ],
+)
+def test_commands_that_cannot_be(arguments, error, small, tmp_path, monkeypatch, capsys) -> None:
+    cli = pytest.importorskip("cflow.training.cli")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["fit", "--config", "shapes3d", "--data.root", str(small), *TINY, *arguments]) == 2
+    said = capsys.readouterr().err
+    assert error in said
+    assert said.count("\n") == 1
+
+
+def test_an_error_in_a_worker_is_one_line_too(small, tmp_path, monkeypatch, capfd) -> None:
+    cli = pytest.importorskip("cflow.training.cli")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / FILES["isaac3d"]
+    shutil.copytree(small / FILES["isaac3d"], folder)
+    for number in range(53):
+        (folder / "images" / f"{number:06d}.png").write_bytes(b"no PNG")
+    words = ["fit", "--config", "isaac3d", "--data.root", str(tmp_path), *TINY, "--data.num_workers", "1"]
+    assert cli.main(words) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert len(said) == 1
+    assert re.match(r"cflow: error: .*\.png: is no PNG image, or a damaged one", said[0])

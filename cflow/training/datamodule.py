@@ -83,15 +83,12 @@ class SequenceDataModule(LightningDataModule):
                 raise ArgumentError(
                     f"data.dataset={dataset!r}: expected one of {', '.join(DATASETS)}.{did_you_mean(dataset, DATASETS)}"
                 )
-            made = {"transformations": transformations, "factors": factors, "sizes": sizes}
-            made = {name: value for name, value in made.items() if value is not None}
-            grid = dataset in GRIDS
+            options = {"transformations": transformations, "factors": factors, "sizes": sizes}
+            made = {name: value for name, value in options.items() if value is not None}
             for name in made:
-                if grid == (name == "transformations"):
-                    what = "a factor grid" if grid else "none"
-                    raise ArgumentError(
-                        f"data.{name}: {dataset} is {what}, which has no {name} to choose; leave it out"
-                    )
+                if (name == "transformations") == (dataset in GRIDS):
+                    what = "a factor grid" if dataset in GRIDS else "no factor grid"
+                    raise ArgumentError(f"data.{name}: {dataset} is {what}, and does not take them; leave it out")
             source = DATASETS[dataset](root=root, num_frames=num_frames, **made)
         if not isinstance(source, Sequences):
             raise ArgumentTypeError(f"data.source: expected a cflow.data.Sequences, got {type(source).__name__}")

@@ -129,15 +129,13 @@ def draw(
         stem: name of the files.
 
     Raises:
-        ArgumentError: too few things, or a composition of data that cannot show its input.
+        ArgumentError: a composition of data that cannot show its input.
     """
     test, names = data.source.split("test"), list(data.source.names)
     rows = [single(k, len(names)) for k in range(len(names))] if rows is None else rows
     t = data.source.times if t is None else t
-    count = min(num_samples, len(test) // len(rows))
-    if count == 0:
-        raise ArgumentError(f"data: {len(test)} held-out things are too few for {len(rows)} rows.")
-    # Other things in every row: the grid then shows one a transformation, all different.
+    count = max(min(num_samples, len(test) // len(rows)), 1)
+    # Other things in every row, where there are enough: the grid then shows one a transformation, all different.
     index = torch.linspace(0, len(test) - 1, count * len(rows)).round().long().view(len(rows), count)
     vae = model.to(device).eval().vae
     flows = flow_of_each(vae, test, device) if model.config.weak else None
