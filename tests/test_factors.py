@@ -435,3 +435,12 @@ def test_an_error_in_a_worker_is_one_line_too(small, tmp_path, monkeypatch, capf
     said = [line for line in capfd.readouterr().err.splitlines() if line]
     assert len(said) == 1
     assert re.match(r"cflow: error: .*\.png: is no PNG image, or a damaged one", said[0])
+
+
+def test_half_frames_are_traversed_from_the_input_alone(small) -> None:
+    results, composition = pytest.importorskip("cflow.training.results"), pytest.importorskip("cflow.composition")
+    part, things = Isaac3D(small, num_frames=3).split("test"), torch.zeros(1, dtype=torch.long)
+    row = composition.single(1, len(part.names))
+    whole = results.true_frames(part, row, things, torch.tensor([0.0, 2.0]))
+    assert whole.shape[1] == 2
+    assert torch.equal(results.true_frames(part, row, things, torch.tensor([0.0, 0.5, 2.0])), whole[:, :1])

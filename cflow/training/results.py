@@ -166,14 +166,15 @@ def flow_of_each(vae: FlowVAE, test: Sequences, device: torch.device, count: int
 def true_frames(test: Sequences, row: Composition, things: Tensor, t: Tensor) -> Tensor:
     """Frames (B, N, C, H, W) of things (B,) under a composition, on the device of t (N,).
 
-    The input alone, (B, 1, C, H, W), of data that cannot be composed.
+    The input alone, (B, 1, C, H, W), of data that cannot be composed, or have no frames at all of these times.
 
     Raises:
         ArgumentError: even that is not known, as it is not the first frame of a sequence.
     """
     weights = row.weights[0]
     k = torch.full_like(things, weights.index(1.0) if 1.0 in weights else 0)
-    if row != single(int(k[0]), len(weights)):
+    stored = test.transformations is not None or bool(torch.isin(t.cpu(), test.times).all())
+    if row != single(int(k[0]), len(weights)) or not stored:
         if test.transformations is not None:
             x0 = test.frames(test.read(things, k, t[:1].cpu() * 0).to(t.device), k.to(t.device), t[:1] * 0)[:, 0]
             return row.truth(x0, t, test.transformations)
