@@ -78,6 +78,7 @@ class FactorGrid(Sequences):
         self._stride = torch.tensor([strides[name] for name in self.names])
         self._things: Tensor | None = None
         self._from_zero = True
+        self._made: dict[str, FactorGrid] = {}
 
     def _strides(self) -> dict[str, int]:
         """How far apart images are that differ by one value of a factor, for every factor."""
@@ -116,16 +117,18 @@ class FactorGrid(Sequences):
             DataError: the grid has too few values for three parts.
         """
         check_split(name)
-        self.images.prepare()
-        parts = self._parts()
-        things = np.flatnonzero(parts == ("train", "val", "test").index(name))
-        if len(np.unique(parts[parts >= 0])) < 3:
+        if not self._made:
+            self.images.prepare()
+            parts = self._parts()
+            for number, part in enumerate(("train", "val", "test")):
+                self._made[part] = FactorGrid(self.images, self.sizes, self.names, self.num_frames, self.where)
+                things = np.random.default_rng(number).permutation(np.flatnonzero(parts == number))
+                self._made[part]._things = torch.from_numpy(things)
+                self._made[part]._from_zero = part != "train"
+        if not all(map(len, self._made.values())):
             sizes = ", ".join(f"{factor} {size}" for factor, size in self.sizes.items())
             raise DataError(f"{self.where}: too few values ({sizes}) to train on some and to hold out others")
-        part = FactorGrid(self.images, self.sizes, self.names, self.num_frames, self.where)
-        part._things = torch.from_numpy(np.random.default_rng(0).permutation(things))
-        part._from_zero = name != "train"
-        return part
+        return self._made[name]
 
     def _parts(self) -> Numbers:
         """Of every image the number of its part, −1 for none, (N,)."""
