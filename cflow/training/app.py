@@ -39,6 +39,7 @@ COMMON = (
 )
 
 IN_PYTHON = ("data.transformations", "data.source")
+RARE = ("data.sizes", "model.of_data")
 
 
 class ConfigFile(ActionConfigFile):  # type: ignore[misc]
@@ -86,7 +87,7 @@ class Parser(LightningArgumentParser):
     @staticmethod
     def _is_rare(option: str) -> bool:
         section, _, name = option.partition(".")
-        return option in IN_PYTHON or (section == "trainer" and name not in ("", *COMMON))
+        return option in (*IN_PYTHON, *RARE) or (section == "trainer" and name not in ("", *COMMON))
 
 
 class CflowCLI(LightningCLI):
@@ -110,9 +111,7 @@ class CflowCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser whose ``--config`` knows presets."""
         parser = self.parser_class(**kwargs)
-        parser.add_argument(
-            *("-c", "--config"), action=ConfigFile, help=f"A preset ({', '.join(presets.preset_names())}) or a file."
-        )
+        parser.add_argument(*("-c", "--config"), action=ConfigFile, help="A preset (see `cflow --help`) or a file.")
         return parser
 
     def setup_parser(
@@ -125,7 +124,7 @@ class CflowCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the model and the data first: they are what the help begins with."""
-        parser.add_lightning_class_args(FlowVAEModule, "model")
+        parser.add_lightning_class_args(self._model_class, "model")
         parser.add_lightning_class_args(SequenceDataModule, "data")
         for name in ("image_shape", "num_frames"):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -291,12 +290,17 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
-def run(words: Sequence[str]) -> None:
-    """Run a command: `fit`, `test` or `traverse` with its options."""
+def run(words: Sequence[str], module: type[FlowVAEModule] = FlowVAEModule) -> None:
+    """Run a command: `fit`, `test` or `traverse` with its options.
+
+    Arguments:
+        words: the command line after ``cflow``.
+        module: what trains; a subclass of your own may train otherwise.
+    """
     _quieten()
     Parser.everything = "--help_all" in words
     CflowCLI(
-        FlowVAEModule,
+        module,
         SequenceDataModule,
         trainer_class=FlowTrainer,
         save_config_callback=RunConfig,

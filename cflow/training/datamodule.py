@@ -55,8 +55,7 @@ class SequenceDataModule(LightningDataModule):
         """Name the data; nothing is read yet.
 
         Args:
-            dataset: `digits` (1,797 real digits that come with scikit-learn), `mnist`, or a factor grid: `shapes3d`,
-                `falcor3d`, `isaac3d` or `dsprites`.
+            dataset: `digits`, `mnist`, `shapes3d`, `falcor3d`, `isaac3d` or `dsprites`.
             root: folder of the data set, where it is a file on disk.
             batch_size: things a training step, and process.
             num_frames: frames T+1 of a sequence, t = 0..T, at least 2.
@@ -65,7 +64,7 @@ class SequenceDataModule(LightningDataModule):
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
             labelled: part of the training things that have labels under weak supervision, 0 .. 1.
             random_starts: train from images that other transformations have changed, and backwards: what is composed.
-            factors: of a factor grid, those that are transformations; null is all with as many values as frames.
+            factors: of a factor grid, those that change; null is all.
             sizes: of a factor grid, how many values each factor has; null is what its labels say.
             transformations: in Python, a dict name → function (x0 (B,C,H,W), t (B,)) → x_t in place of the usual ones.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.

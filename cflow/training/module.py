@@ -76,8 +76,8 @@ class FlowVAEModule(LightningModule):
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
             optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
             temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1.
-            num_flows: number K of flows, one a transformation of the data; null is as many as these have.
-            of_data: how many transformations the data have.
+            num_flows: number K of flows; null is one a transformation.
+            of_data: transformations of the data.
             model: the values of a `ModelConfig`.
         """
         super().__init__()

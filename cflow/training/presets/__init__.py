@@ -9,8 +9,12 @@ from ...errors import ArgumentError, DataError, did_you_mean
 FOLDER = Path(__file__).parent
 DEFAULT = "digits"
 GRIDS = ("shapes3d", "falcor3d", "isaac3d")
-BASES = {f"{name}_weak": name for name in ("digits", "mnist", *GRIDS)} | {f"{name}_paper": name for name in GRIDS}
-"""What a preset leaves out is as in another one."""
+# what a preset leaves out is as in another one
+BASES = {
+    "mnist_best": "mnist",
+    **{f"{name}_weak": name for name in ("digits", "mnist", *GRIDS)},
+    **{f"{name}_paper": name for name in GRIDS},
+}
 
 
 def preset_names() -> list[str]:
