@@ -153,43 +153,54 @@ class ConvDecoder(Decoder):
 
 
 class PaperEncoder(Encoder):
-    """The convolutional encoder of the paper for small images: two strided 4×4, one over all that is left, two 1×1.
+    """The convolutional encoders of the paper: strided convolutions, one over all that is left, two 1×1.
+
+    Images of up to 64 pixels have two strided ones, ever wider; larger ones four of one width, each followed by a 3×3.
 
     References:
         Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, appendix.
+
+    Example:
+        >>> PaperEncoder((3, 128, 128), latent_dim=4)(torch.zeros(2, 3, 128, 128)).mean.shape
+        torch.Size([2, 4])
     """
 
     def __init__(self, image_shape: ImageShape, latent_dim: int) -> None:
-        channels, height, w = checked_shape(image_shape, multiple=4)
-        s, rest = positive_int("latent_dim", latent_dim), (height // 4, w // 4)
-        super().__init__(
-            nn.Sequential(
-                *(nn.Conv2d(channels, s, 4, 2, 1), nn.ReLU()),
-                *(nn.Conv2d(s, 2 * s, 4, 2, 1), nn.ReLU()),
-                *(nn.Conv2d(2 * s, 3 * s, rest), nn.ReLU()),
-                *(nn.Conv2d(3 * s, 2 * s, 1), nn.ReLU()),
-                *(nn.Conv2d(2 * s, 2 * s, 1), nn.Flatten()),
-                nn.Linear(2 * s, 2 * s),
-            ),
-            image_shape,
-        )
+        widths, rest = _paper_widths(image_shape, positive_int("latent_dim", latent_dim))
+        channels, *strided, wide, last = widths
+        body: list[nn.Module] = []
+        for fan_in, fan_out in pairwise([channels, *strided]):
+            body += [nn.Conv2d(fan_in, fan_out, 4, 2, 1), nn.ReLU()]
+            if len(strided) > 2:
+                body += [nn.Conv2d(fan_out, fan_out, 3, 1, 1), nn.ReLU()]
+        body += [nn.Conv2d(strided[-1], wide, rest), nn.ReLU(), nn.Conv2d(wide, last, 1), nn.ReLU()]
+        body += [nn.Conv2d(last, last, 1), nn.Flatten(), nn.Linear(last, 2 * latent_dim)]
+        super().__init__(nn.Sequential(*body), image_shape)
 
 
 class PaperDecoder(Decoder):
-    """The paper's decoder, the mirror image of `PaperEncoder`."""
+    """The paper's decoders, the mirror images of `PaperEncoder`."""
 
     def __init__(self, image_shape: ImageShape, latent_dim: int, likelihood: Likelihood = "bernoulli") -> None:
-        channels, height, w = checked_shape(image_shape, multiple=4)
-        s, rest = positive_int("latent_dim", latent_dim), (height // 4, w // 4)
-        body = nn.Sequential(
-            *(nn.Linear(s, 2 * s), nn.Unflatten(1, (2 * s, 1, 1)), nn.ReLU()),
-            *(nn.ConvTranspose2d(2 * s, 2 * s, 1), nn.ReLU()),
-            *(nn.ConvTranspose2d(2 * s, 3 * s, 1), nn.ReLU()),
-            *(nn.ConvTranspose2d(3 * s, 2 * s, rest), nn.ReLU()),
-            *(nn.ConvTranspose2d(2 * s, s, 4, 2, 1), nn.ReLU()),
-            nn.ConvTranspose2d(s, channels, 4, 2, 1),
-        )
-        super().__init__(body, image_shape, likelihood)
+        widths, rest = _paper_widths(image_shape, positive_int("latent_dim", latent_dim))
+        channels, *strided, wide, last = widths
+        body: list[nn.Module] = [nn.Linear(latent_dim, last), nn.Unflatten(1, (last, 1, 1)), nn.ReLU()]
+        body += [nn.ConvTranspose2d(last, last, 1), nn.ReLU(), nn.ConvTranspose2d(last, wide, 1), nn.ReLU()]
+        body += [nn.ConvTranspose2d(wide, strided[-1], rest)]
+        for fan_in, fan_out in pairwise([*reversed(strided), channels]):
+            if len(strided) > 2:
+                body += [nn.ReLU(), nn.ConvTranspose2d(fan_in, fan_in, 3, 1, 1)]
+            body += [nn.ReLU(), nn.ConvTranspose2d(fan_in, fan_out, 4, 2, 1)]
+        super().__init__(nn.Sequential(*body), image_shape, likelihood)
+
+
+def _paper_widths(image_shape: ImageShape, s: int) -> tuple[list[int], tuple[int, int]]:
+    """Channels of the image, after each strided convolution, over all that is left and of the 1×1; what is left."""
+    channels, height, w = checked_shape(image_shape, multiple=4)
+    if max(height, w) <= 64:
+        return [channels, s, 2 * s, 3 * s, 2 * s], (height // 4, w // 4)
+    checked_shape(image_shape, multiple=16)
+    return [channels, s, s, s, s, s, s], (height // 16, w // 16)
 
 
 class SequenceEncoder(nn.Module, ABC):
