@@ -411,7 +411,7 @@ def test_presets_train_from_their_command(kind, supervision, small, tmp_path, mo
         (["--data.num_frames", "5"], "no factor has as many values as data.num_frames=5; wall_hue has 4"),
         (["--data.root", "nowhere"], "there is no 3dshapes.h5; get it from https://github.com/google-deepmind/3d-sh"),
         (["--model.num_flows", "2"], "set model.num_flows=5"),
-        (["--data.dataset", "digits", "--data.sizes", "[3]"], "data.sizes: digits is no factor grid"),
+        (["--data.dataset", "digits", "--data.sizes", "[3]"], "data.sizes: data.dataset=digits has no such setting"),
     ],
 )
 def test_commands_that_cannot_be(arguments, error, small, tmp_path, monkeypatch, capsys) -> None:
