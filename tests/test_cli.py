@@ -485,7 +485,7 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--model.frames_per_step", "10"], "more than data.num_frames=9"),
         (["fit", "--trainer.accelerator", "abacus"], "abacus"),
         (["fit", "--trainer.max_time", "soon"], "DD:HH:MM:SS"),
-        (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected one of digits, mnist, images, folder"),
+        (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected one of digits, mnist"),
         (["fit", "--model.schedule", "linear"], "--model.schedule: expected 'cosine' or 'constant', got linear"),
         (["fit", "--model.network", "resnet"], "--model.network: expected 'mlp', 'conv' or 'paper', got resnet"),
         (["test"], "needs --ckpt_path"),
@@ -607,16 +607,17 @@ def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
     assert stored_step(last) > 0
 
 
-def test_presets_have_nine_frames_and_the_fixed_names() -> None:
-    names = ["digits", "digits_weak", "folder", "mnist", "mnist_best", "mnist_paper", "mnist_weak"]
-    assert presets.preset_names() == names
+def test_presets_have_the_papers_frames_and_the_fixed_names() -> None:
+    frames = {"digits": 9, "mnist": 9, "shapes3d": 8, "falcor3d": 5, "isaac3d": 4}
+    names = {f"{name}{more}" for name in frames for more in ("", "_weak", "_paper")} - {"digits_paper"}
+    assert presets.preset_names() == sorted([*names, "folder", "mnist_best"])
     for name in presets.preset_names():
         preset: dict[str, dict[str, object]] = {}
         for path in presets.layers(name):
             for section, values in yaml.safe_load(path.read_text()).items():
                 preset[section] = preset.get(section, {}) | values if isinstance(values, dict) else values
         assert preset["trainer"]["max_steps"] > 0
-        assert preset["data"]["num_frames"] == (None if name == "folder" else 9)  # as many as there are
+        assert preset["data"]["num_frames"] == frames.get(name.split("_")[0])  # of a folder as many as there are
         assert {"lr"} <= set(preset["model"])
         assert {"batch_size", "dataset"} <= set(preset["data"])
         assert "seed_everything" in preset

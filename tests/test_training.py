@@ -454,7 +454,7 @@ def test_own_transformations_are_followed() -> None:
         ({"num_workers": -1}, "data.num_workers=-1"),
         (
             {"dataset": "mist"},
-            "data.dataset='mist': expected one of digits, mnist, images, folder. Did you mean 'mnist'?",
+            "data.dataset='mist': expected one of digits, mnist, shapes3d, falcor3d, isaac3d, dsprites, images",
         ),
     ],
 )

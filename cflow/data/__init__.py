@@ -1,6 +1,9 @@
 """Data: sets of sequences, and the images and transformations they are made of. Knows nothing of models."""
 
 from .digits import Digits
+from .factor_files import make_factor_files
+from .factor_sets import DSprites, Falcor3D, Isaac3D, Shapes3D
+from .factors import FactorGrid
 from .folder import SequenceFolder
 from .image_folder import ImageFolder
 from .mnist import MNIST
@@ -15,16 +18,22 @@ __all__ = [
     "PAPER",
     "PERIODS",
     "TRANSFORMATIONS",
+    "DSprites",
     "Digits",
+    "FactorGrid",
+    "Falcor3D",
     "ImageFolder",
+    "Isaac3D",
     "SequenceFolder",
     "Sequences",
+    "Shapes3D",
     "Stills",
     "as_transformations",
     "blur",
     "compose",
     "contrast",
     "hue",
+    "make_factor_files",
     "make_sequence",
     "perspective",
     "rotation",

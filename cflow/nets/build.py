@@ -99,7 +99,8 @@ class ModelConfig:
 
     Arguments:
         network: "mlp", "conv" (MLP encoder, pixel-shuffle decoder) or "paper" (strided convolutions).
-        image_shape: (C, H, W); for "conv" and "paper" H and W are divisible by 4.
+        image_shape: (C, H, W); for "conv" and "paper" H and W are divisible by 4, for
+            "paper" beyond 64 pixels by 16.
         latent_dim: dimension D of the latent space.
         width: units of the hidden layers of "mlp" and "conv".
         num_flows: number K of flows, one a transformation of the data.

@@ -40,7 +40,7 @@ COMMON = (
 
 # What the model takes over from the data.
 LINKED = {"image_shape": "image_shape", "num_frames": "num_frames", "num_flows": "data_flows"}
-HIDDEN = ("data.source", *(f"model.{name}" for name in LINKED.values()))  # what a command line cannot give
+HIDDEN = ("data.source", "data.sizes", *(f"model.{name}" for name in LINKED.values()))  # never or rarely given
 
 
 class ConfigFile(ActionConfigFile):  # type: ignore[misc]
@@ -112,9 +112,7 @@ class CflowCLI(LightningCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser whose ``--config`` knows presets."""
         parser = self.parser_class(**kwargs)
-        parser.add_argument(
-            *("-c", "--config"), action=ConfigFile, help=f"A preset ({', '.join(presets.preset_names())}) or a file."
-        )
+        parser.add_argument(*("-c", "--config"), action=ConfigFile, help="A preset (see `cflow --help`) or a file.")
         return parser
 
     def setup_parser(

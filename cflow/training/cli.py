@@ -15,7 +15,6 @@ This file answers what needs no PyTorch, and turns errors into one line and an e
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -88,8 +87,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _report(error: BaseException, code: int) -> int:
     text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-    # of what a worker says, without its traceback
-    text = re.sub(r"(?s)^Caught \w+ in DataLoader worker.*\n[\w.]+: ", "", text)
+    if text.startswith("Caught "):  # in a worker that reads: PyTorch hands its traceback on as the message
+        text = text.rstrip().splitlines()[-1].partition(": ")[2]
     print(f"cflow: error: {' '.join(text.split())}", file=sys.stderr)
     return code
 

@@ -11,7 +11,18 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import at_least
-from ..data import MNIST, Digits, ImageFolder, SequenceFolder, Sequences, as_transformations
+from ..data import (
+    MNIST,
+    Digits,
+    DSprites,
+    Falcor3D,
+    ImageFolder,
+    Isaac3D,
+    SequenceFolder,
+    Sequences,
+    Shapes3D,
+    as_transformations,
+)
 from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from .batches import Batch, Drawn, Stream, Whole, generator, seen
 
@@ -20,6 +31,10 @@ T = TypeVar("T")
 DATASETS: dict[str, Callable[..., Sequences]] = {
     "digits": Digits,
     "mnist": MNIST,
+    "shapes3d": Shapes3D,
+    "falcor3d": Falcor3D,
+    "isaac3d": Isaac3D,
+    "dsprites": DSprites,
     "images": ImageFolder,
     "folder": SequenceFolder,
 }
@@ -48,13 +63,15 @@ class SequenceDataModule(LightningDataModule):
         labelled: float = 0.0,
         random_starts: bool = False,
         resize: list[int] | int | None = None,
+        factors: list[str] | None = None,
+        sizes: list[int] | None = None,
         transformations: Any = None,  # their types in full would fill the command's help with classes of tensors
         source: Any = None,
     ) -> None:
         """Name the data; nothing is read yet.
 
         Args:
-            dataset: `digits`, `mnist`, your own `images`, or a `folder` of sequences.
+            dataset: `digits`, `mnist`, `shapes3d`, `falcor3d`, `isaac3d`, `dsprites`, your own `images` or `folder`.
             root: folder of the data set, where it is a file on disk.
             batch_size: things a training step, and process.
             num_frames: frames T+1 of a sequence, at least 2; null: all of a `folder`.
@@ -64,6 +81,8 @@ class SequenceDataModule(LightningDataModule):
             labelled: part of the training things that have labels under weak supervision, 0 .. 1.
             random_starts: train from images that other transformations have changed, and backwards: what is composed.
             resize: pixels of your own images or frames, N or [H,W].
+            factors: of a factor grid, those that change; null is all.
+            sizes: of a factor grid, how many values each factor has; null is what its labels say.
             transformations: of images, such as rotation,shear, or file.py:name, a dict name → function.
             source: in Python, a `cflow.data.Sequences` in place of all the above that describes data.
         """
@@ -81,8 +100,9 @@ class SequenceDataModule(LightningDataModule):
                 raise ArgumentError(
                     f"data.dataset={dataset!r}: expected one of {', '.join(DATASETS)}.{did_you_mean(dataset, DATASETS)}"
                 )
-            given = {"num_frames": num_frames, "resize": resize, "transformations": transformations}
-            source = _made(dataset, root, {name: value for name, value in given.items() if value is not None})
+            options = {"num_frames": num_frames, "resize": resize, "transformations": transformations}
+            options |= {"factors": factors, "sizes": sizes}
+            source = _made(dataset, root, {name: value for name, value in options.items() if value is not None})
         if not isinstance(source, Sequences):
             raise ArgumentTypeError(f"data.source: expected a cflow.data.Sequences, got {type(source).__name__}")
         self.source = source

@@ -159,7 +159,7 @@ def draw(
         stem: name of the files.
 
     Raises:
-        ArgumentError: too few things, or a composition of data that cannot show its input.
+        ArgumentError: a composition of data that cannot show its input.
     """
     test, names = data.source.split("test"), flow_names(model, data)
     rows = [single(k, len(names)) for k in range(len(names))] if rows is None else rows
@@ -233,7 +233,7 @@ def true_frames(test: Sequences, row: Composition, things: Tensor, t: Tensor) ->
     if alone is None and test.transformations is not None:
         x0 = test.frames(test.read(things, k, t[:1].cpu() * 0).to(t.device), k.to(t.device), t[:1] * 0)[:, 0]
         return row.truth(x0, t, test.transformations)
-    if alone is None or test.unlabelled or (test.labels is not None and _sparse(test, things, t.cpu())):
+    if alone is None or test.unlabelled or (test.transformations is None and _sparse(test, things, t.cpu())):
         if float(t[0]) != 0 or row.starts[0] != 0:
             raise ArgumentError(
                 f"--times: {type(test).__name__} cannot render what is composed; begin with its first frame, at 0"
@@ -243,9 +243,9 @@ def true_frames(test: Sequences, row: Composition, things: Tensor, t: Tensor) ->
 
 
 def _sparse(test: Sequences, things: Tensor, t: Tensor) -> bool:
-    """Whether an input, or most of the frames, of things (B,) are not there at times t (N,)."""
+    """Whether things (B,) lack the input, or most frames at times t (N,); any frame, of data that miss none."""
     there = frames_there(test, things, t)
-    return not bool(there[:, 0].all()) or float(there.float().mean()) < 0.5
+    return not bool(there[:, 0].all()) or float(there.float().mean()) < (0.5 if test.labels is not None else 1)
 
 
 def _alone(row: Composition) -> int | None:

@@ -8,8 +8,13 @@ from ...errors import ArgumentError, DataError, did_you_mean
 
 FOLDER = Path(__file__).parent
 DEFAULT = "digits"
+GRIDS = ("shapes3d", "falcor3d", "isaac3d")
 # what a preset leaves out is as in another one
-BASES = {"digits_weak": "digits", "mnist_best": "mnist", "mnist_weak": "mnist"}
+BASES = {
+    "mnist_best": "mnist",
+    **{f"{name}_weak": name for name in ("digits", "mnist", *GRIDS)},
+    **{f"{name}_paper": name for name in GRIDS},
+}
 
 
 def preset_names() -> list[str]:
