@@ -47,9 +47,9 @@ TRIVIAL = ("copy_input", "black", "no_flow")
 PAPER = "--model.lr 1e-4 --model.schedule constant --model.warmup_steps 0 --data.batch_size 128"
 SETTINGS = {
     "mnist": f"--config mnist_paper --model.latent_dim 324 {PAPER}",
-    "shapes3d": f"--config shapes3d --model.network paper --model.latent_dim 226 {PAPER}",
-    "falcor3d": f"--config falcor3d --model.network paper --model.latent_dim 324 {PAPER}",
-    "isaac3d": f"--config isaac3d --model.network paper --model.latent_dim 324 {PAPER}",
+    "shapes3d": "--config shapes3d_paper",
+    "falcor3d": "--config falcor3d_paper",
+    "isaac3d": "--config isaac3d_paper",
 }
 
 

@@ -12,7 +12,8 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
 
 
-def test_python_blocks_run():
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a model is saved
     names: dict[str, object] = {}
     code = blocks("python")
     assert len(code) >= 2
