@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .divergence_free import DivergenceFree
 from .errors import ArgumentError, ArgumentTypeError
 from .modes import traced
 from .potentials.autograd import Compiled
 from .potentials.base import field_of, is_closed
 from .potentials.checks import Start, check_potential
 from .potentials.field import Mixture, SumField, VelocityField
+from .potentials.quadratic import LinearForm
 from .selection import as_weights
 from .solenoidal import SolenoidalPart
 
@@ -81,6 +83,17 @@ class Rows:
         return x if self.back is None else x.index_select(-2, self.back)
 
 
+def linear_as_one(terms: list[VelocityField]) -> list[VelocityField]:
+    """Linear terms of the same rows as one, such as those of a quadratic potential and a skew part: matrices add up."""
+    linear = [term for term in terms if isinstance(term, LinearForm)]
+    if len(linear) < 2:
+        return terms
+    matrix, shift = (sum(term.tensors[i] for term in linear[1:]) + linear[0].tensors[i] for i in range(2))
+    like = next((term for term in linear if not isinstance(term, DivergenceFree)), linear[0])
+    one = like.with_tensors((matrix, shift, *like.tensors[2:]))
+    return [one, *(term for term in terms if not isinstance(term, LinearForm))]
+
+
 @dataclass(frozen=True)
 class Dynamics:
     """What moves a flow, Σ_k w_k (∇u_k + r_k). Another term of the velocity is one more attribute here.
@@ -115,6 +128,7 @@ class Dynamics:
             terms.extend(gradient.terms if isinstance(gradient, SumField) else [gradient])
         if self.solenoidal is not None:
             terms.extend(self.solenoidal.fields(rows.mixture, context, self.compiled))
+        terms = linear_as_one(terms)
         return terms[0] if len(terms) == 1 else SumField(terms)
 
     def only(self, part: Part) -> Dynamics:

@@ -12,7 +12,8 @@ from torch import nn
 
 import cflow
 from cflow import MLPPotential, PotentialFlow, QuadraticPotential, SkewLinear, Solenoidal, Solver
-from cflow.potentials.base import value
+from cflow.fields import linear_as_one
+from cflow.potentials.base import field_of, value
 from cflow.potentials.field import Mixture, RecordedLinearization, SumField
 from cflow.solenoidal import SolenoidalSum
 
@@ -136,6 +137,33 @@ def test_several_states_at_once(name, mixture, row_times, divergence):
             same(*([x.vjp(i, cotangents[i], grad_divergence[i])] for x in (together, recorded)), 1e-12)
     (found, times), (wanted, exact_times) = together.vjp_parameters(), recorded.vjp_parameters()
     same([*found, times], [*wanted, exact_times], 1e-12)
+
+
+@pytest.mark.parametrize("others", [(), ("ridge",), ("quadratic",)])
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_linear_terms_are_one(mixture, others):
+    """A quadratic potential, skew parts and others: fewer terms, the same velocity and gradients."""
+    made = {
+        "ridge": lambda: cflow.RidgePotential(D, K),
+        "quadratic": lambda: QuadraticPotential(torch.randn(K, D, D)),
+    }
+    net = cflow.SumPotential(QuadraticPotential(torch.randn(K, D, D), torch.randn(K, D)), *(made[o]() for o in others))
+    part, (weights, flows) = SkewLinear(D, K) + SkewLinear(D, K), MIXTURES[mixture]()
+    mix = Mixture(weights, flows)
+    terms = [*field_of(net, mix, None, None).terms, *part.fields(mix, None, None)]
+    one = linear_as_one(terms)
+    assert len(one) == (2 if "ridge" in others else 1)
+    z, t, w = torch.randn(R, D, requires_grad=True), torch.tensor(0.5), [] if weights is None else [weights]
+    found = []
+    for field in (SumField(one), SumField(terms)):
+        v, divergence = field.with_divergence(None).velocity_and_divergence(z, field.at(t))
+        loss = (v * torch.arange(float(D))).sum() + divergence.square().sum()
+        inputs = [z, *w, *net.parameters(), *part.parameters()]
+        found.append([v, divergence, *torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)])
+    same(*found, 1e-12)
+    still = linear_as_one(part.fields(mix, None, None))
+    assert len(still) == 1
+    assert not still[0].with_divergence(None).divergence(z, None).any()  # skew parts alone know that they have none
 
 
 def test_gradients_that_nothing_wants_are_none():
