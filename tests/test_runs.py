@@ -221,6 +221,16 @@ def test_the_objective_of_the_paper_trains(tmp_path, monkeypatch) -> None:
     assert losses[-1] < 0.97 * losses[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["mnist_weak", "mnist_best"])
+def test_presets_of_mnist_train(preset, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--config", preset, "--data.root", str(tiny_mnist(tmp_path)), "--trainer.accelerator", "cpu"]
+    words += ["--data.val_samples", "8", "--data.test_samples", "8", "--data.batch_size", "8", "--model.width", "64"]
+    assert cli.main([*words, "--trainer.max_steps", "3"]) == 0
+    assert json.loads(Path(f"runs/{preset}/version_0/metrics.json").read_text())["samples"] == 8
+
+
 SCRIPT = """
 import sys
 import pytorch_lightning as pl
