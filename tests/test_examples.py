@@ -111,6 +111,7 @@ def test_its_thumbnail_is_cut_from_its_pictures(path):
 
 def test_every_public_name_is_used_somewhere():
     used = "\n".join([code(p) + prose(p) for p in NOTEBOOKS] + [p.read_text(encoding="utf-8") for p in SCRIPTS])
+    used += (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     names = (set(cflow.__all__) | set(plots.__all__)) - NO_USER_CALLS
     assert {name for name in names if not re.search(rf"\b{name}\b", used)} == set()
 
