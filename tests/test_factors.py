@@ -386,7 +386,9 @@ TINY = [
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize("supervision", ["", "_weak", "_paper"])
+@pytest.mark.parametrize(
+    "supervision", ["", *(pytest.param(name, marks=pytest.mark.slow) for name in ("_weak", "_paper"))]
+)
 @pytest.mark.parametrize("kind", ["shapes3d", "falcor3d", "isaac3d"])
 def test_presets_train_from_their_command(kind, supervision, small, tmp_path, monkeypatch) -> None:
     cli = pytest.importorskip("cflow.training.cli")
