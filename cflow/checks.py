@@ -32,6 +32,17 @@ def positive_number(name: str, x: float) -> float:
     return float(x)
 
 
+def not_negative(name: str, x: float) -> float:
+    """The argument as a float.
+
+    Raises:
+        ArgumentError: it is no finite number ≥ 0.
+    """
+    if isinstance(x, bool) or not isinstance(x, numbers.Real) or not (math.isfinite(x) and x >= 0):
+        raise ArgumentError(f"{name}: expected a number ≥ 0, got {x!r}")
+    return float(x)
+
+
 def at_least(name: str, x: float, least: int) -> None:
     """Raise an ArgumentError for a number below the least one allowed."""
     if x < least:

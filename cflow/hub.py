@@ -5,6 +5,7 @@ Neither file runs code: the first names classes of cflow with plain values, the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import json
@@ -60,7 +61,7 @@ class Pretrained(nn.Module):
             options: plain values to keep beside the model, such as how it was trained (JSON).
 
         Raises:
-            ArgumentTypeError: a part is no class of cflow, and would have to be made by code of your own.
+            ArgumentTypeError: a part is no class of cflow, and would have to be made by code of your own; no path.
             ArgumentError: another dtype than of floating point, or a part that was changed after it was made.
             DataError: the folder cannot be written to.
             DependencyError: the package safetensors is not installed.
@@ -76,6 +77,10 @@ class Pretrained(nn.Module):
             >>> torch.equal(again(z, 1, t=(0.0, 8.0)), flow(z, 1, t=(0.0, 8.0)))
             True
         """
+        if not isinstance(folder, (str, os.PathLike)):
+            raise ArgumentTypeError(f"folder: expected the path of a folder, got {type(folder).__name__}")
+        if options is not None and not isinstance(options, Mapping):
+            raise ArgumentTypeError(f"options: expected a mapping name → plain value, got {type(options).__name__}")
         if dtype is not None and dtype not in FLOATS:
             raise ArgumentError(f"dtype: expected None, torch.float16, bfloat16, float32 or float64, got {dtype!r}")
         model = described(self, ROOT, {})
@@ -90,13 +95,10 @@ class Pretrained(nn.Module):
         copies = {name: value.contiguous().clone() for name, value in state.items()}
         try:
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            (Path(folder) / WEIGHTS).write_bytes(_safetensors().save(copies, metadata={"format": "pt"}))
-            (Path(folder) / CONFIG).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"folder={str(folder)!r}: cannot be written ({error.strerror or error})") from None
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"options: expected plain values, {_line(error)}") from None
+        weights = _safetensors().save(copies, metadata={"format": "pt"})
+        _put(Path(folder), {WEIGHTS: weights, CONFIG: f"{text}\n".encode()})
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
@@ -259,6 +261,23 @@ def _kind(name: str) -> type:
 
 def _arguments(kind: type) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(kind).parameters
+
+
+def _put(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files; whatever goes wrong, those that were there before are whole."""
+    partial = {name: folder / f".{name}.partial" for name in files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            partial[name].write_bytes(content)
+        for name, path in partial.items():
+            path.replace(folder / name)
+    except OSError as error:
+        raise DataError(f"folder={str(folder)!r}: cannot be written ({error.strerror or error})") from None
+    finally:
+        for path in partial.values():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _safetensors() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import cross_entropy
 
-from .checks import positive_number
+from .checks import not_negative, positive_number
 from .errors import ArgumentError, ArgumentTypeError
 from .flow import PotentialFlow
 from .modes import ordinary, recorded
@@ -22,6 +22,7 @@ from .times import TimesLike, parse_times
 
 Objective = Callable[[Tensor], Tensor]
 NOISE_STEP = 0.125  # frames
+CUT_OFF = "no_grad, detach, NumPy or integers cut it off"
 
 
 class LatentTraversal(nn.Module):
@@ -99,8 +100,7 @@ class LatentTraversal(nn.Module):
         super().__init__()
         _check_modules(decoder, flow, objective, classifier)
         for name, weight in (("energy", energy), ("pde_weight", pde_weight)):
-            if not (weight >= 0 and math.isfinite(weight)):
-                raise ArgumentError(f"{name}: expected a number ≥ 0, got {weight!r}")
+            not_negative(name, weight)
         if pde is not None:
             check_pde(pde, flow)
         # set past nn.Module, which would register them: they are not this module's to train, store or switch
@@ -118,17 +118,23 @@ class LatentTraversal(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
-    def loss(self, z0: Tensor, k: SelectionLike = None) -> Tensor:
+    def loss(self, z0: Tensor, k: int | Sequence[int] | Tensor | None = None) -> Tensor:
         """What to minimise for start states z0 (B, D): a scalar.
 
         Flows, and the times at which pairs are seen, come from the global generator.
 
         Arguments:
             z0: start states such as draws of the decoder's prior.
-            k: the flows, an integer tensor (B,) or an int; None draws one for each sample.
+            k: the flows, integers (B,) or an int; None draws one for each sample.
+
+        Raises:
+            ArgumentError: no states, other flows, or a decoder or an objective that gives no gradient.
         """
+        if not isinstance(z0, Tensor) or z0.ndim != 2 or not len(z0):
+            got = tuple(z0.shape) if isinstance(z0, Tensor) else type(z0).__name__
+            raise ArgumentError(f"z0: expected start states (B, D), at least one, got {got}")
         batch, flows = len(z0), self.flow.num_flows_at(z0, z0.new_zeros(()), None)
-        chosen = torch.randint(flows, (batch,)) if k is None else torch.as_tensor(k).expand(batch)
+        chosen = torch.randint(flows, (batch,)) if k is None else _flows(k, batch)
         chosen, t = chosen.to(z0.device), self.horizon * torch.rand(batch).to(z0)
         times = torch.stack([torch.zeros_like(t), t, torch.full_like(t, self.horizon)])
         path = self.flow.solve(z0, chosen, times, kinetic_energy=True)
@@ -161,8 +167,7 @@ class LatentTraversal(nn.Module):
                 Euler-Maruyama steps of at most an eighth of a frame, each with one draw (B, D). 0: the flow's solver.
             generator: what noise is drawn from; the global generator by default.
         """
-        if not (noise >= 0 and math.isfinite(noise)):
-            raise ArgumentError(f"noise: expected a number ≥ 0, got {noise!r}")
+        not_negative("noise", noise)
         z = self._noisy(z0, k, t, noise, generator) if noise else self.flow.trajectory(z0, k, t)
         return self.decode(z)
 
@@ -176,6 +181,8 @@ class LatentTraversal(nn.Module):
         if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != wanted:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ArgumentError(f"decoder: must return (B, …) with B = {wanted} for z (B, D), got {got}")
+        if torch.is_grad_enabled() and z.requires_grad and not x.requires_grad:  # nothing would be learned, in silence
+            raise ArgumentError(f"decoder: {type(self.decoder).__name__} gives no gradient by z; {CUT_OFF}")
         return x.view(*z.shape[:-1], *x.shape[1:])
 
     def _noisy(
@@ -221,6 +228,8 @@ class LatentTraversal(nn.Module):
     def _property(self, x: Tensor, k: Tensor) -> Tensor:
         """h_k(x) (B,)."""
         h: Any = cast(Objective, self.objective)(x)
+        if isinstance(h, Tensor) and torch.is_grad_enabled() and x.requires_grad and not h.requires_grad:
+            raise ArgumentError(f"objective: gives no gradient by x; {CUT_OFF}")
         if isinstance(h, Tensor) and h.shape == (len(x), self.flow.num_flows):
             return h.gather(1, k[:, None])[:, 0]
         if not isinstance(h, Tensor) or h.shape != (len(x),):
@@ -253,9 +262,21 @@ class _OfChange(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * values, width), nn.SiLU(), nn.Linear(width, outputs))
 
     def forward(self, pair: Tensor) -> Tensor:
-        first, later = pair.flatten(2).unbind(1)
+        first, later = pair.reshape(len(pair), 2, -1).unbind(1)
         out: Tensor = self.layers(torch.cat([first, later - first], 1))
         return out
+
+
+def _flows(k: int | Sequence[int] | Tensor, batch: int) -> Tensor:
+    """One flow for each sample, (B,)."""
+    try:
+        chosen = torch.as_tensor(k)
+    except (TypeError, ValueError, RuntimeError):
+        chosen = None
+    if chosen is None or chosen.is_floating_point() or chosen.dtype == torch.bool or chosen.shape not in ((), (batch,)):
+        got = type(k).__name__ if chosen is None else f"{chosen.dtype} of shape {tuple(chosen.shape)}"
+        raise ArgumentError(f"k: expected an int or integers (B,) = ({batch},), one flow a sample, got {got}")
+    return chosen.expand(batch)
 
 
 def _check_modules(decoder: object, flow: object, objective: object, classifier: object) -> None:

@@ -11,6 +11,7 @@ from .modes import ordinary, recorded
 from .vae import FlowVAE
 
 WIDTH, STEPS = 16, 100
+LEAST = 4  # pixels of an image's sides: two convolutions halve them
 
 
 def vp_score(
@@ -38,7 +39,7 @@ def vp_score(
         seed: of all that is drawn; the global generator is left alone.
 
     Raises:
-        ArgumentError: a part that leaves nothing to learn from or to test on, or no frames.
+        ArgumentError: a part that leaves nothing to learn from or to test on, no frames, or ones below 4 × 4 pixels.
 
     References:
         Zhu, Xu, Tao: Learning disentangled representations with latent variation predictability, 2020,
@@ -57,6 +58,8 @@ def vp_score(
         raise ArgumentError(f"few: {few!r} of {num_pairs} pairs leaves none to learn from, or none to test on")
     if vae.encode_frames is not None or not len(x0):
         raise ArgumentError(f"x0: expected frames (B, …) of a model that encodes one, got {tuple(x0.shape)}")
+    if min(x0.shape[-2:]) < LEAST:
+        raise ArgumentError(f"x0: expected images of at least {LEAST} × {LEAST} pixels, got {tuple(x0.shape[-2:])}")
     generator = torch.Generator().manual_seed(seed)
     k = torch.arange(num_pairs) % vae.flow.num_flows
     part = 1 - torch.rand(num_pairs, generator=generator) / 2

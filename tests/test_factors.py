@@ -378,6 +378,17 @@ def test_files_that_cannot_be_made(kind, sizes, error, tmp_path) -> None:
         make_factor_files(kind, tmp_path, sizes)
 
 
+@pytest.mark.parametrize("kind", FILES)
+def test_files_that_are_there_are_left_alone(kind, tmp_path) -> None:
+    published = tmp_path / FILES[kind]
+    published.write_bytes(b"days of downloading")
+    with pytest.raises(cflow.DataError, match=r"^root=.*there is .* already"):
+        make_factor_files(kind, tmp_path)
+    assert published.read_bytes() == b"days of downloading"
+    with pytest.raises(cflow.DataError, match=r"^root=.*cannot be written to \(.*\)$"):
+        make_factor_files(kind, published)
+
+
 TINY = [
     *("--model.width", "16", "--model.latent_dim", "4", "--model.likelihood_samples", "2", "--trainer.max_steps", "2"),
     *("--trainer.val_check_interval", "2", "--trainer.accelerator", "cpu", "--trainer.devices", "1"),
@@ -403,6 +414,22 @@ def test_presets_train_from_their_command(kind, supervision, small, tmp_path, mo
     assert found == [f"black/{name}" for name in (*names, "mean")]
     assert cflow.load(run).flow.num_flows == len(names)
     assert (run / "traversals.png").is_file()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_of_chosen_factors_is_tested_and_goes_on_with_them(small, tmp_path, monkeypatch, capsys) -> None:
+    cli = pytest.importorskip("cflow.training.cli")
+    monkeypatch.chdir(tmp_path)
+    chosen = ["--data.root", str(small), "--data.factors", "[orientation,scale]"]
+    assert cli.main(["fit", "--config", "shapes3d", *chosen, *TINY]) == 0
+    assert cli.main(["traverse", "--ckpt_path", "last", "--trainer.accelerator", "cpu"]) == 0
+    assert cli.main(["fit", "--ckpt_path", "last", "--trainer.max_steps", "3"]) == 0
+    numbers = json.loads((tmp_path / "runs/shapes3d/version_1/metrics.json").read_text())
+    assert [key for key in numbers if key.startswith("black/") and not key.endswith("_stderr")] == [
+        *("black/orientation", "black/scale", "black/mean")
+    ]
+    assert cli.main(["test", "--ckpt_path", "last", "--data.factors", "[scale,orientation]"]) == 2
+    assert "knows orientation, scale, but the data are of scale, orientation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

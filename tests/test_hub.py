@@ -117,6 +117,25 @@ def test_what_cannot_be_saved(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(cflow.DataError, match="cannot be written"):
         FLOWS["mlp"]().save_pretrained(tmp_path / "file" / "x")
+    with pytest.raises(cflow.ArgumentTypeError, match=r"^folder: expected the path of a folder, got int"):
+        FLOWS["mlp"]().save_pretrained(3)
+    with pytest.raises(cflow.ArgumentTypeError, match=r"^options: expected a mapping .* got int"):
+        FLOWS["mlp"]().save_pretrained(tmp_path, options=3)
+
+
+def test_a_disk_that_is_full_leaves_what_was_saved_before(tmp_path, monkeypatch):
+    FLOWS["mlp"]().save_pretrained(tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    write = Path.write_bytes
+
+    def half(path, content):
+        write(path, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(cflow.DataError, match="No space left on device"):
+        FLOWS["mlp"]().save_pretrained(tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 # --- foreign folders -----------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ def test_the_vp_score_tells_flows_apart_where_they_differ(same, low, high):
     for few in (0, 1):
         with pytest.raises(cflow.ArgumentError, match=r"^few: "):
             metrics.vp_score(vae, x0, few=few)
+    with pytest.raises(cflow.ArgumentError, match=r"^x0: expected images of at least 4 × 4 pixels, got \(3, 8\)"):
+        metrics.vp_score(vae, x0[..., :3, :])
 
 
 def test_standard_errors():

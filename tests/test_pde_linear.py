@@ -268,3 +268,17 @@ def test_what_is_no_potential_or_density_is_refused():
         FokkerPlanck(net, lambda z, t: z, ALPHA).residual(z, None, 0.5)
     with pytest.raises(cflow.ArgumentError, match=r"^initial_weight: expected a number ≥ 0, got -1"):
         Heat(net, ALPHA, initial_weight=-1)
+
+
+def test_states_and_weights_of_other_shapes_are_refused():
+    equation, z = Wave(cflow.MLPPotential(D), C), torch.randn(2, 4, D)
+    with pytest.raises(cflow.ArgumentError, match=r"^z: expected states \(B, D\), got \(2, 4, 3\)"):
+        equation.residual(z, None, 0.5)
+    with pytest.raises(cflow.ArgumentError, match=r"^z: expected states along a path \(N, B, D\), got \(4, 3\)"):
+        equation.loss(z[0], None, [0.0, 1.0])
+    for weight in (torch.ones(2), torch.ones(4, 1)):  # the second would be a mean over all pairs of samples
+        with pytest.raises(cflow.ArgumentError, match=r"^weight: expected \(B,\) = \(4,\), got"):
+            equation.loss(z, None, [0.0, 1.0], weight=weight)
+    with pytest.raises(cflow.ArgumentError, match=r"^initial_weight: expected a number ≥ 0, got 'a'"):
+        Heat(cflow.MLPPotential(D), ALPHA, initial_weight="a")
+    assert equation.residual(z[0, :0], None, 0.5).shape == (0,)

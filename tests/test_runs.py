@@ -97,14 +97,14 @@ def test_what_a_checkpoint_may_say() -> None:
         "run_name": "digits",
         "trainer": {"max_steps": 5, "callbacks": None, "precision": POPEN, "default_root_dir": "runs"},
         "model": {"width": 16, "potential": "mlp", "lr": [POPEN], "solver": "rk4", "image_shape": [1, 2, 3]},
-        "data": {"dataset": "mnist", "source": None, "root": "data"},
+        "data": {"dataset": "mnist", "source": None, "root": "data", "factors": ["scale", "shape"], "sizes": [POPEN]},
     }
     assert runs.storable(config) == {
         "seed_everything": 3,
         "run_name": "digits",
         "trainer": {"max_steps": 5},
         "model": {"width": 16, "potential": "mlp", "solver": "rk4", "image_shape": [1, 2, 3]},
-        "data": {"dataset": "mnist", "root": "data"},
+        "data": {"dataset": "mnist", "root": "data", "factors": ["scale", "shape"]},
     }
 
 

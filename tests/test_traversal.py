@@ -64,6 +64,12 @@ class Constant(nn.Module):
         return self.says.expand(len(pair), -1)
 
 
+class Detached(nn.Module):
+    @torch.no_grad()
+    def forward(self, z):
+        return z[:, :, None, None].sin()
+
+
 def first_pixel(x):
     return x.flatten(1)[:, 0]
 
@@ -319,8 +325,36 @@ def test_noise_has_the_moments_of_an_ornstein_uhlenbeck_process():
             lambda: LatentTraversal(Decoder(), flow()).traverse(torch.randn(2, D), 0, [0.0, 1.0], noise=-1.0),
             "noise: expected a number ≥ 0, got -1.0",
         ),
+        (lambda: LatentTraversal(Decoder(), flow(), energy="1"), "energy: expected a number ≥ 0, got '1'"),
+        (lambda: LatentTraversal(Decoder(), flow()).loss(torch.randn(0, D)), r"z0: expected start states .*\(0, 4\)"),
+        (lambda: LatentTraversal(Decoder(), flow()).loss([1.0]), "z0: expected start states .* got list"),
+        (
+            lambda: LatentTraversal(Decoder(), flow()).loss(torch.randn(2, D), torch.tensor([0.5, 0.5])),
+            r"k: expected an int or integers \(B,\) = \(2,\).* got torch.float32 of shape \(2,\)",
+        ),
+        (
+            lambda: LatentTraversal(Decoder(), flow()).loss(torch.randn(2, D), cflow.Schedule([0.0, 8.0], [0])),
+            "k: expected an int or integers .* got Schedule",
+        ),
+        # what would train on, and learn nothing
+        (
+            lambda: LatentTraversal(Detached(), flow(), objective=first_pixel).loss(torch.randn(2, D)),
+            "decoder: Detached gives no gradient by z",
+        ),
+        (lambda: LatentTraversal(Detached(), flow()).loss(torch.randn(2, D)), "decoder: Detached gives no gradient"),
+        (
+            lambda: LatentTraversal(Decoder(), flow(), objective=lambda x: x.detach().mean((1, 2, 3))).loss(
+                torch.randn(2, D)
+            ),
+            "objective: gives no gradient by x",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(make, message):
     with pytest.raises(cflow.CflowError, match=f"^{message}"):
         make()
+
+
+def test_an_unguided_decoder_of_one_number_a_state():
+    decoder = nn.Sequential(nn.Linear(D, 1), nn.Flatten(0))
+    assert LatentTraversal(decoder, flow()).loss(torch.randn(3, D)).isfinite()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ArgumentError, DependencyError, did_you_mean
+from ..errors import ArgumentError, DataError, DependencyError, did_you_mean
 from .factor_sets import DSPRITES, DSPRITES_FILE, FALCOR3D, ISAAC3D, SHAPES3D
 from .scenes import SHAPES, hall, kitchen, paint, room, sprite
 from .stored import Bytes
@@ -35,6 +35,7 @@ def make_factor_files(kind: str, root: str | os.PathLike[str], sizes: Sequence[i
 
     Raises:
         ArgumentError: an unknown kind, or sizes that cannot be drawn.
+        DataError: such files are there already, perhaps the published ones, or the folder cannot be written to.
         DependencyError: h5py or Pillow is not installed.
 
     Example:
@@ -45,16 +46,21 @@ def make_factor_files(kind: str, root: str | os.PathLike[str], sizes: Sequence[i
     """
     if kind not in KINDS:
         raise ArgumentError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}.{did_you_mean(str(kind), KINDS)}")
-    write, factors, default = KINDS[kind]
+    write, name, factors, default = KINDS[kind]
     counts = list(default if sizes is None else sizes)
     if len(counts) != len(factors) or not all(isinstance(count, int) and count > 0 for count in counts):
         raise ArgumentError(f"sizes: expected how many values {', '.join(factors)} have, got {counts}")
-    for (name, most), count in zip(factors.items(), counts, strict=True):
-        if name in ("shape", "object_shape", "color") and count > most:
-            raise ArgumentError(f"sizes: {name} has at most {most} values, got {count}")
+    for (factor, most), count in zip(factors.items(), counts, strict=True):
+        if factor in ("shape", "object_shape", "color") and count > most:
+            raise ArgumentError(f"sizes: {factor} has at most {most} values, got {count}")
     folder = Path(root)
-    folder.mkdir(parents=True, exist_ok=True)
-    write(folder, counts)
+    if (folder / name).exists():
+        raise DataError(f"root={str(root)!r}: there is {name} already, which is left alone; give another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder, counts)
+    except OSError as error:
+        raise DataError(f"root={str(root)!r}: cannot be written to ({error.strerror or error})") from None
     return folder
 
 
@@ -131,9 +137,10 @@ def grid(values: Sequence[Values]) -> Values:
     return np.stack(np.meshgrid(*values, indexing="ij"), -1).reshape(-1, len(values))
 
 
-KINDS: dict[str, tuple[Callable[[Path, Sequence[int]], None], dict[str, int], tuple[int, ...]]] = {
-    "shapes3d": (write_shapes3d, SHAPES3D, (8, 8, 8, 8, 1, 8)),
-    "falcor3d": (write_falcor3d, FALCOR3D, (5, 1, 1, 5, 5, 5, 1)),
-    "isaac3d": (write_isaac3d, ISAAC3D, (1, 4, 4, 4, 1, 1, 1, 4, 4)),
-    "dsprites": (write_dsprites, DSPRITES, (1, 3, 6, 8, 8, 8)),
+# who writes it, what it is called, how many values its factors have, and how many by default
+KINDS: dict[str, tuple[Callable[[Path, Sequence[int]], None], str, dict[str, int], tuple[int, ...]]] = {
+    "shapes3d": (write_shapes3d, "3dshapes.h5", SHAPES3D, (8, 8, 8, 8, 1, 8)),
+    "falcor3d": (write_falcor3d, "Falcor3D_down128", FALCOR3D, (5, 1, 1, 5, 5, 5, 1)),
+    "isaac3d": (write_isaac3d, "Isaac3D_down128", ISAAC3D, (1, 4, 4, 4, 1, 1, 1, 4, 4)),
+    "dsprites": (write_dsprites, DSPRITES_FILE, DSPRITES, (1, 3, 6, 8, 8, 8)),
 }

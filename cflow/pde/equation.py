@@ -9,6 +9,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from ..checks import not_negative
 from ..errors import ArgumentError, ArgumentTypeError
 from ..modes import full_precision, ordinary
 from ..potentials.base import field_of, value
@@ -47,10 +48,8 @@ class Equation(nn.Module, ABC):
             raise ArgumentTypeError(
                 f"potential: expected an nn.Module net(z (B, D), t (B,)) -> (B, K), got {type(potential).__name__}"
             )
-        if not initial_weight >= 0:
-            raise ArgumentError(f"initial_weight: expected a number ≥ 0, got {initial_weight!r}")
         self.potential = potential
-        self.initial_weight = initial_weight
+        self.initial_weight = not_negative("initial_weight", initial_weight)
 
     @abstractmethod
     def _residual(self, z: Tensor, w: Tensor, t: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -62,7 +61,12 @@ class Equation(nn.Module, ABC):
         Arguments:
             k: a selection of flows, as in `PotentialFlow`.
             context: (B, …), handed to a user's potential.
+
+        Raises:
+            ArgumentError: states of another shape, or a selection or time that does not fit them.
         """
+        if z.ndim != 2:
+            raise ArgumentError(f"z: expected states (B, D), got {tuple(z.shape)}")
         with full_precision(z.device.type):
             z = ordinary(z)
             w, seen = self._select(z, k, parse_instant(t, batch=len(z), like=z), context)
@@ -85,10 +89,14 @@ class Equation(nn.Module, ABC):
             weight: how much each of the B samples counts in the mean, (B,); once by default.
 
         Raises:
-            ArgumentError: times that do not fit the states.
+            ArgumentError: no path of states, or times or weights that do not fit it.
         """
         with full_precision(z.device.type):
+            if z.ndim != 3:
+                raise ArgumentError(f"z: expected states along a path (N, B, D), got {tuple(z.shape)}")
             n, batch, _ = z.shape
+            if isinstance(weight, Tensor) and weight.shape not in ((), (batch,)):
+                raise ArgumentError(f"weight: expected (B,) = ({batch},), got {tuple(weight.shape)}")
             z, times = ordinary(z), as_time_tensor(t).to(z.device, z.dtype)
             if times.ndim not in (1, 2) or len(times) != n or (times.ndim == 2 and times.shape[1] != batch):
                 raise ArgumentError(

@@ -23,6 +23,7 @@ from ..data import compose
 from ..data.stills import as_float
 from ..errors import ArgumentError
 from ..nets import ModelConfig
+from ..vp_score import LEAST
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
 from .measures import (
@@ -293,8 +294,9 @@ class FlowVAEModule(LightningModule):
         stills = torch.cat(self._stills)
         if self.data.source.transformations is not None:
             self.log_dict(composition_errors(self.vae, stills, self.data.source, flows))
-        score, error = metrics.vp_score(self.vae, stills, horizon=float(self.data.source.times[-1]))
-        self.log_dict({"vp_score": score, "vp_score_stderr": error})
+        if min(stills.shape[-2:]) >= LEAST:
+            score, error = metrics.vp_score(self.vae, stills, horizon=float(self.data.source.times[-1]))
+            self.log_dict({"vp_score": score, "vp_score_stderr": error})
         self.log_dict(self._samples.numbers())
 
     def _frames(self, batch: Batch) -> Tensor:
@@ -353,7 +355,8 @@ class FlowVAEModule(LightningModule):
         if names != list(self.data.source.names):
             raise ArgumentError(
                 f"data: the checkpoint knows {', '.join(map(str, names))}, but the data are of "
-                f"{', '.join(self.data.source.names)}; give the same ones, such as by --data.transformations"
+                f"{', '.join(self.data.source.names)}; give the same ones, such as by --data.transformations or "
+                "--data.factors"
             )
         before = checkpoint.get("optimizer", "adam")
         if self.trainer.state.fn == TrainerFn.FITTING and self.optimizer != before:

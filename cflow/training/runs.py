@@ -184,5 +184,5 @@ def _of_library(data: object) -> list[str]:
 
 
 def _is_plain(value: object) -> bool:
-    numbers = isinstance(value, list) and all(isinstance(x, (int, float)) for x in value)
-    return value is None or isinstance(value, (bool, int, float, str)) or numbers
+    each = value if isinstance(value, list) else [value]
+    return all(x is None or isinstance(x, (bool, int, float, str)) for x in each)
