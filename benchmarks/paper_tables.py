@@ -109,7 +109,8 @@ def newest(run: Path, name: str) -> Path | None:
 def numbers(metrics: Mapping[str, float]) -> dict[str, float]:
     """What a table shows of a metrics.json: an error for each transformation, their mean, and what else is there."""
     prefix = "equivariance_error/"
-    names = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix) and key != f"{prefix}mean"]
+    names = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix) and not key.endswith("_stderr")]
+    names.remove("mean")
     found = {}
     for name in names:
         frames = [metrics.get(f"equivariance_error_per_frame/{name}/{t}") for t in range(1, FRAMES + 1)]

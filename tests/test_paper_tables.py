@@ -25,6 +25,7 @@ def tables(monkeypatch):
 METRICS = {
     **{f"equivariance_error_per_frame/{name}/{t}": float(t) for name in ("rotation", "hue") for t in range(9)},
     **{f"equivariance_error/{name}": 36.0 for name in ("rotation", "hue", "mean")},
+    **{f"equivariance_error/{name}_stderr": 1.0 for name in ("rotation", "hue", "mean")},
     **{f"{name}/mean": 100.0 + i for i, name in enumerate(("copy_input", "black", "no_flow"))},
     "reconstruction_l1": 2.5,
     "samples": 10.0,
