@@ -155,6 +155,10 @@ def test_weights_are_tested_and_drawn_by_name(tmp_path, monkeypatch, capsys) -> 
 BAD_WEIGHTS = {
     "an unknown name": (["--pretrained", "digitz"], "--pretrained digitz: expected digits, "),
     "two models": (["--pretrained", "digits", "--ckpt_path", "last"], "give one of them"),
+    "another order": (
+        ["--pretrained", "digits", "--data.transformations", "hue,rotation,scaling"],
+        "the weights know scaling, rotation, hue, but the data are of hue, rotation, scaling",
+    ),
     "another width": (["--pretrained", "digits", "--model.width", "16"], "--pretrained: its weights do not fit"),
     "no options": (["--pretrained", "flow"], "without options of `cflow fit`"),
 }

@@ -428,8 +428,9 @@ def test_a_run_of_chosen_factors_is_tested_and_goes_on_with_them(small, tmp_path
     assert [key for key in numbers if key.startswith("black/") and not key.endswith("_stderr")] == [
         *("black/orientation", "black/scale", "black/mean")
     ]
-    assert cli.main(["test", "--ckpt_path", "last", "--data.factors", "[scale,orientation]"]) == 2
-    assert "knows orientation, scale, but the data are of scale, orientation" in capsys.readouterr().err
+    for command in ("test", "traverse"):
+        assert cli.main([command, "--ckpt_path", "last", "--data.factors", "[scale,orientation]"]) == 2
+        assert "knows orientation, scale, but the data are of scale, orientation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def store(run: Path, folder: str) -> None:
     content = read_checkpoint(file)
     config = runs.storable(content[runs.CONFIG_KEY])
     config = {"model": config["model"], "data": config["data"], "seconds": round(content["seconds"])}
+    if "names" in content:  # what the flows stand for, in their order
+        config["names"] = content["names"]
     config["model"]["likelihood_samples"] = 16  # whatever was measured while it was trained
     config["data"].pop("root", None)
     cflow.load(file).save_pretrained(folder, dtype=torch.float16, options=config)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -332,11 +333,17 @@ class FlowVAEModule(LightningModule):
         result = {key: values[key] for key in present}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
 
-    def load_pretrained(self, folder: Path) -> None:
-        """Take the weights of a folder over, and the seconds that their training took where they are known."""
+    def load_pretrained(self, folder: Path, names: Sequence[str]) -> None:
+        """Take the weights of a folder over, and the seconds that their training took where they are known.
+
+        Raises:
+            ArgumentError: their flows are of other transformations than the data's, which are given.
+        """
+        content = hub.read_config(folder).get("options")
+        options = content if isinstance(content, dict) else {}
+        check_names(options.get("names"), names, "weights know")
         self.vae.load_state_dict(hub.read_weights(folder))
-        options = hub.read_config(folder).get("options")
-        seconds = options.get("seconds") if isinstance(options, dict) else None
+        seconds = options.get("seconds")
         self._seconds_before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
@@ -351,13 +358,7 @@ class FlowVAEModule(LightningModule):
             ArgumentError: a fit would go on with another optimizer than before, or the data are of other
                 transformations.
         """
-        names = checkpoint.get("names", list(self.data.source.names))
-        if names != list(self.data.source.names):
-            raise ArgumentError(
-                f"data: the checkpoint knows {', '.join(map(str, names))}, but the data are of "
-                f"{', '.join(self.data.source.names)}; give the same ones, such as by --data.transformations or "
-                "--data.factors"
-            )
+        check_names(checkpoint.get("names"), self.data.source.names, "checkpoint knows")
         before = checkpoint.get("optimizer", "adam")
         if self.trainer.state.fn == TrainerFn.FITTING and self.optimizer != before:
             raise ArgumentError(
@@ -365,6 +366,16 @@ class FlowVAEModule(LightningModule):
             )
         self._seconds_before, self._start = float(checkpoint.get("seconds", 0.0)), None
         self.seed = int(checkpoint.get("seed", self.seed))
+
+
+def check_names(known: object, names: Sequence[str], who: str) -> None:
+    """Raise an ArgumentError where a file says that flows are of other transformations than the data's, in order."""
+    if known is not None and known != list(names):
+        told = ", ".join(map(str, known)) if isinstance(known, list) else repr(known)
+        raise ArgumentError(
+            f"data: the {who} {shorten(told, 200)}, but the data are of {', '.join(names)}; give the same ones, such "
+            "as by --data.transformations or --data.factors"
+        )
 
 
 def seed_generators(seed: int) -> None:

@@ -13,7 +13,7 @@ from ..errors import ArgumentError
 from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
-from .module import FlowVAEModule
+from .module import FlowVAEModule, check_names
 
 
 class FlowTrainer(Trainer):
@@ -66,9 +66,9 @@ class FlowTrainer(Trainer):
             out_dir: folder for the results; the run's own by default.
             pretrained: in place of ckpt_path: weights that come with cflow, by name, or a folder of weights.
         """
-        if pretrained is not None and isinstance(model, FlowVAEModule):
+        if pretrained is not None and isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule):
             with fitting_weights("--pretrained"):
-                model.load_pretrained(runs.named_weights(pretrained))
+                model.load_pretrained(runs.named_weights(pretrained), datamodule.source.names)
             out_dir = out_dir or str(results.weights_output(self.default_root_dir, pretrained))
         with fitting_weights():
             metrics = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
@@ -112,11 +112,13 @@ class FlowTrainer(Trainer):
         rows, t = compositions.asked(names, frames, weights=weights, schedule=schedule, times=times)
         if pretrained is not None:
             with fitting_weights("--pretrained"):
-                model.load_pretrained(runs.named_weights(pretrained))
+                model.load_pretrained(runs.named_weights(pretrained), datamodule.source.names)
             out_dir = out_dir or str(results.weights_output(self.default_root_dir, pretrained))
         elif ckpt_path is not None:
+            content = runs.read_fit(Path(ckpt_path))
+            check_names(content.get("names"), datamodule.source.names, "checkpoint knows")
             with fitting_weights():
-                model.load_state_dict(runs.read_fit(Path(ckpt_path))["state_dict"])
+                model.load_state_dict(content["state_dict"])
         else:
             raise ArgumentError("ckpt_path, pretrained: give one of them, there is nothing to draw with fresh weights.")
         datamodule.prepare_data()
