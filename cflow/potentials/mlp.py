@@ -63,7 +63,7 @@ class MLPPotential(Potential):
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Return u_k(z, t) of shape (B, K), for z (B, D) and t a scalar or (B,)."""
-        h1 = torch.tanh(torch.addmm(self.b1, z, self.w1.mT)).unflatten(1, (self.num_flows, self.hidden)).transpose(0, 1)
+        h1 = torch.tanh(torch.addmm(self.b1, z, self.w1.mT)).view(len(z), self.num_flows, self.hidden).transpose(0, 1)
         if self.time is not None:
             h1 = h1 + self.time(t)  # (K, 1 or B, H)
         out = (torch.tanh(torch.baddbmm(self.b2, h1, self.w2.mT)) * self.a).sum(-1).mT

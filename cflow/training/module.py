@@ -261,13 +261,13 @@ class FlowVAEModule(LightningModule):
             self._samples.add(over_transformations(numbers, same=each > 1))
         self._samples.add({"reconstruction_l1": metrics.reconstruction_l1(self.vae, x[:things, 0])})
         self.log("elbo", self.vae.elbo(x, k, batch.t, batch.mask).value, batch_size=things)
-        left = LIKELIHOOD_SEQUENCES - batch_idx * len(x)
+        left = min(things, LIKELIHOOD_SEQUENCES // each - batch_idx * self.data.batch_size)
         if self.likelihood_samples and left > 0:
-            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=each)[:left]
+            order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=each)[: left * each]
             chosen, t, there = None if k is None else k[order], batch.times(order), batch.there(order)
             samples = self.likelihood_samples
             value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=samples, mask=there)
-            self._samples.add({"log_likelihood": value})
+            self._samples.add({"log_likelihood": rearrange(value, "(b k) -> b k", k=each).mean(-1)})
         left = min(things, COMPOSED_THINGS - batch_idx * self.data.batch_size)
         if left > 0:
             self._stills.append(x[:left, 0])
