@@ -35,6 +35,7 @@ import torch
 from einops import rearrange
 from report import machine, one_line, print_table, write_json
 from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
 
 from cflow.training.app import run as run_command
 from cflow.training.batches import Batch
@@ -66,8 +67,7 @@ class PlainVAE(FlowVAEModule):
         frames = rearrange(self._frames(batch), "b t ... -> (b t) ...")
         q = self.vae.posterior(frames)
         likelihood = self.vae.decoder(q.rsample()).log_prob(frames)
-        z = q.base_dist  # type: ignore[attr-defined]
-        kl = 0.5 * (z.loc.square() + z.scale.square() - 1 - 2 * z.scale.log()).sum(-1)
+        kl = kl_divergence(q, Independent(Normal(torch.zeros_like(q.mean), 1.0), 1))
         loss = (kl - likelihood).mean()
         self.log("loss", loss, prog_bar=True, batch_size=len(frames))
         return loss

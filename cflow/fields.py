@@ -88,7 +88,7 @@ def linear_as_one(terms: list[VelocityField]) -> list[VelocityField]:
     linear = [term for term in terms if isinstance(term, LinearForm)]
     if len(linear) < 2:
         return terms
-    matrix, shift = (sum(term.tensors[i] for term in linear[1:]) + linear[0].tensors[i] for i in range(2))
+    matrix, shift = (sum((term.tensors[i] for term in linear[1:]), linear[0].tensors[i]) for i in range(2))
     like = next((term for term in linear if not isinstance(term, DivergenceFree)), linear[0])
     one = like.with_tensors((matrix, shift, *like.tensors[2:]))
     return [one, *(term for term in terms if not isinstance(term, LinearForm))]
