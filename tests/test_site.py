@@ -1,0 +1,72 @@
+"""The site: every public name has its place in it, its pages are found, and their code runs (as doctests of docs/)."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cflow
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "generated" not in path.parts]
+MODULES = ("composition", "data", "interop", "metrics", "nets", "pde", "plots")
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+
+
+def public_names():
+    """All that users are to know: what `cflow` exports, and what its public modules do."""
+    for name in cflow.__all__:
+        if name not in MODULES and name != "__version__":
+            yield f"cflow.{name}"
+    for name in MODULES:
+        module = importlib.import_module(f"cflow.{name}")
+        own = [key for key, value in vars(module).items() if inspect.isroutine(value) or inspect.isclass(value)]
+        of_module = [key for key in own if getattr(vars(module)[key], "__module__", "") == module.__name__]
+        for key in getattr(module, "__all__", [key for key in of_module if not key.startswith("_")]):
+            yield f"cflow.{name}.{key}"
+
+
+def test_every_public_name_is_on_one_page():
+    api = "\n".join(path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.rst"))
+    described = re.findall(r"^\.\. (?:auto|py:)\w+:: (cflow\.[\w.]+)|``(cflow\.nets\.\w+)``", api, flags=re.MULTILINE)
+    names = ["".join(pair) for pair in described]
+    assert len(set(public_names())) > 80
+    assert set(public_names()) - set(names) == set()
+    assert len(names) == len(set(names))
+
+
+@every_page
+def test_its_code_is_run_and_its_links_lead_somewhere(page):
+    """A block of Python without a prompt would be shown and never run."""
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        assert block.startswith(">>> "), block
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if not target.startswith(("https://", "mailto:")):
+            path = (page.parent / target).resolve()
+            stored = DOCS.parent / "examples" / path.name if path.parent.name == "notebooks" else path
+            assert stored.exists() or path.parent.name == "generated", target
+
+
+def test_every_page_is_in_the_contents():
+    listed = set()
+    for page in [*PAGES, *DOCS.rglob("*.rst")]:
+        for block in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            listed |= {(page.parent / line).resolve() for line in block.splitlines() if line and line[0] != ":"}
+    pages = {path.resolve().with_suffix("") for path in [*PAGES, *DOCS.rglob("*.rst")]} - {DOCS.resolve() / "index"}
+    assert pages - listed == set()
+    assert {path.name for path in listed if path.parent.name == "notebooks"} == {
+        path.stem for path in (DOCS.parent / "examples").glob("*.ipynb")
+    }
+
+
+def test_the_tests_of_the_pages_need_no_sphinx():
+    """README's command installs none, and collects docs/."""
+    code = "import sys; sys.modules['sphinx'] = None; import pytest; sys.exit(pytest.main(['--co', '-q', 'docs']))"
+    found = subprocess.run([sys.executable, "-c", code], cwd=DOCS.parent, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+    assert "start.md" in found.stdout
