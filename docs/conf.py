@@ -37,7 +37,7 @@ html_favicon = "_static/icon.png"
 html_theme_options = {"navigation_with_keys": True}
 html_copy_source = False
 html_show_sourcelink = False
-exclude_patterns = ["digits.gif", "shapes3d.png"]
+exclude_patterns = ["generated/*"]  # parts of pages
 
 # Notebooks are shown as they are stored: what they show took minutes, and `pytest --nbmake examples` runs them.
 nb_execution_mode = "off"
@@ -135,8 +135,9 @@ def plain_marks(app: Sphinx, what: str, name: str, obj: object, options: object,
             lines[i] = re.sub(r"(?<!\\)\|", r"\|", re.sub(r"\*(\w+)(?=[,)])", r"\*\1", line))
 
 
-def copy_notebooks(app: Sphinx, config: object) -> None:
-    """Sphinx reads one folder; the notebooks are in another."""
+def bring_pages(app: Sphinx, config: object) -> None:
+    """Sphinx reads one folder: the notebooks are in another, and tables of results are written anew."""
+    importlib.import_module("generated").main()
     folder = DOCS / "notebooks"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "examples", folder, ignore=lambda _, names: [n for n in names if not n.endswith(".ipynb")])
@@ -144,7 +145,7 @@ def copy_notebooks(app: Sphinx, config: object) -> None:
 
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", inline_renderers=(visit_inline, None), block_renderers=(visit_block, None))
-    app.connect("config-inited", copy_notebooks)
+    app.connect("config-inited", bring_pages)
     app.connect("autodoc-process-docstring", plain_marks)
     app.connect("missing-reference", find_name)
 
