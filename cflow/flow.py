@@ -119,7 +119,6 @@ class PotentialFlow(Pretrained):
         self.solver = as_solver(solver)
         self.divergence_estimator: Divergence = divergence
         self.compiled = Compiled() if compile else None
-        self._called = False
         for name in ("dim", "num_flows"):
             sizes = [getattr(part, name, None) for part in (self.net, self.solenoidal)]
             if None not in sizes and sizes[0] != sizes[1]:
@@ -128,6 +127,9 @@ class PotentialFlow(Pretrained):
                 )
         num_flows = self.declared("num_flows")
         self._num_flows = None if num_flows is None else positive_int("num_flows", num_flows)
+        # closed forms do what they declare; to ask them would leave an empty region in an exported program
+        closed = (self.net is None or is_closed(self.net)) and (self.solenoidal is None or self.solenoidal.is_closed)
+        self._called = closed and self._num_flows is not None
 
     def declared(self, name: Literal["dim", "num_flows"]) -> int | None:
         """D or K, from an attribute of that name of the potential or the solenoidal part; None where neither has it."""

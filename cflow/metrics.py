@@ -111,7 +111,8 @@ def log_likelihood(
 ) -> Tensor:
     r"""Importance-weighted estimate of log p(x|k) in nats, (B,): a lower bound that tightens with `num_samples`.
 
-    .. math:: \log \frac1n Σ_{i=1}^n \exp[Σ_t \log p(x_t|z_t^i) + \log p(z_0^i) − \log q(z_0^i|x_0)], \quad z_0^i ∼ q(·|x_0)
+    .. math:: \log \frac1n Σ_{i=1}^n \exp[Σ_t \log p(x_t|z_t^i) + \log p(z_0^i) − \log q(z_0^i|x_0)], \quad
+        z_0^i ∼ q(·|x_0)
 
     Arguments:
         vae: the model; put it into eval mode first. Under a Bernoulli likelihood with grey targets the result is no
@@ -320,7 +321,8 @@ def flow_accuracy(q: Tensor, k: Tensor) -> tuple[float, Tensor]:
 def expected_calibration_error(q: Tensor, k: Tensor, *, bins: int = 15) -> float:
     r"""How far the confidence in the most probable flow is from how often it is right, in [0, 1].
 
-    .. math:: Σ_b \frac{n_b}{N} |\text{accuracy}_b − \text{confidence}_b|, \quad b: \text{ bins of equal width of } \max_k q_k
+    .. math:: Σ_b \frac{n_b}{N} |\text{accuracy}_b − \text{confidence}_b|, \quad
+        b: \text{ bins of equal width of } \max_k q_k
 
     Flows are assigned to transformations as in `flow_accuracy`.
 
