@@ -1,5 +1,6 @@
 """The site: every public name has its place in it, its pages are found, and their code runs (as doctests of docs/)."""
 
+import doctest
 import importlib
 import inspect
 import re
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import cflow
 
@@ -45,7 +47,7 @@ def test_its_code_is_run_and_its_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         assert block.startswith(">>> "), block
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)):
         if not target.startswith(("https://", "mailto:")):
             path = (page.parent / target).resolve()
             stored = DOCS.parent / "examples" / path.name if path.parent.name == "notebooks" else path
@@ -70,3 +72,20 @@ def test_the_tests_of_the_pages_need_no_sphinx():
     found = subprocess.run([sys.executable, "-c", code], cwd=DOCS.parent, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
     assert "start.md" in found.stdout
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "coming_from").glob("*.md")), ids=lambda page: page.stem)
+def test_the_lines_beside_those_of_neighbours_run(page):
+    """Each table's right column is code that runs, line by line, after the page's own block."""
+    torch.manual_seed(0)
+    text = page.read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for example in doctest.DocTestParser().get_examples(text):
+        exec(compile(example.source, page.name, "exec"), names)
+    rows = re.findall(r"^\|.*\| (.*) \|$", text, flags=re.MULTILINE)
+    lines = [line for row in rows for line in re.findall(r"(?<!`)`([^`]+)`(?!`)", row) if "(" in line]
+    assert len(lines) >= 7
+    for line in lines:
+        exec(compile(line, page.name, "exec"), names)
+    for command in re.findall(r"```cflow \w+ --config (\w+)```", text):
+        assert (DOCS.parent / "cflow" / "training" / "presets" / f"{command}.yaml").exists(), command
