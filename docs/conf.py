@@ -135,6 +135,11 @@ def plain_marks(app: Sphinx, what: str, name: str, obj: object, options: object,
             lines[i] = re.sub(r"(?<!\\)\|", r"\|", re.sub(r"\*(\w+)(?=[,)])", r"\*\1", line))
 
 
+def tidy_examples(app: Sphinx, name: str, source: list[str]) -> None:
+    """A doctest ends with an empty line, which nobody needs to see."""
+    source[0] = source[0].replace("\n\n```\n", "\n```\n")
+
+
 def bring_pages(app: Sphinx, config: object) -> None:
     """Sphinx reads one folder: the notebooks are in another, and tables of results are written anew."""
     importlib.import_module("generated").main()
@@ -147,6 +152,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", inline_renderers=(visit_inline, None), block_renderers=(visit_block, None))
     app.connect("config-inited", bring_pages)
     app.connect("autodoc-process-docstring", plain_marks)
+    app.connect("source-read", tidy_examples)
     app.connect("missing-reference", find_name)
 
 
