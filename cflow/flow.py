@@ -215,7 +215,7 @@ class PotentialFlow(Pretrained):
         backwards = through == "ends backwards"
         with full_precision(_device(z0)):
             z0, context = self._state(z0, context, "z1" if backwards else "z0")
-            batch = len(z0)
+            batch = z0.shape[0]  # not len(z0), which an exported program would keep
             with concrete():
                 times = parse_times(_given(t), batch=batch, least=1 if through == "all" else 2)
                 times = times.reversed() if backwards else times
@@ -309,7 +309,7 @@ class PotentialFlow(Pretrained):
 
     def num_flows_at(self, z: Tensor, t: Tensor, context: Tensor | None) -> int:
         """K. A user's module is called once, at z (B, D), t () or (B,) and the context, to learn or to check it."""
-        if self._num_flows is None or not (self._called or len(z) == 0):
+        if self._num_flows is None or not (self._called or z.shape[0] == 0):
             counts = []
             with torch.no_grad():
                 if self.net is not None and (self._num_flows is None or not is_closed(self.net)):
