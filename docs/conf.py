@@ -97,6 +97,8 @@ LETTERS = {
     r"\dots": r"\ldots",
 }
 LETTERS |= {letter: f"^{power}" for letter, power in {"²": "2", "ᵀ": "T"}.items()} | {r"\big": ""}
+FRACTION = re.compile(r"\\[td]?frac\s*(\w)\s*(\w)")  # TeX reads one sign for each part, docutils a whole number
+NAME = re.compile(r"(\\(?:log|det|exp|sin|cos|tanh|cosh))(?![A-Za-z])\s*(?=[A-Za-z\\Σ])")  # docutils sets it tight
 # a command with its argument, or a word, which is a name and not a product of letters
 WORD = re.compile(
     r"(\\(?:text|mathrm|mathbb|mathcal|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+)|([A-Za-z]{3,}|KL|tr)"
@@ -108,6 +110,8 @@ def mathml(node: nodes.Element, *, block: bool) -> str:
     tex = node.astext()
     for letter, command in LETTERS.items():
         tex = tex.replace(letter, command)
+    tex = re.sub(r"(?<=\w) (?=\\log)", r"\\,", NAME.sub(r"\1\\,", tex))
+    tex = FRACTION.sub(r"\\frac{\1}{\2}", tex)
     tex = WORD.sub(lambda found: found[1] or rf"\mathrm{{{found[2]}}}", tex).translate(uni2tex_table)
     try:
         return tex2mathml(tex, as_block=block)
@@ -140,6 +144,14 @@ def tidy_examples(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = source[0].replace("\n\n```\n", "\n```\n")
 
 
+def plain_aliases(
+    app: Sphinx, what: str, name: str, obj: object, options: object, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Names of types that stand for many, as the code has them."""
+    plain = [re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text) if text else text for text in (signature, returns)]
+    return plain[0], plain[1]
+
+
 def bring_pages(app: Sphinx, config: object) -> None:
     """Sphinx reads one folder: the notebooks are in another, and tables of results are written anew."""
     importlib.import_module("generated").main()
@@ -152,6 +164,7 @@ def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", inline_renderers=(visit_inline, None), block_renderers=(visit_block, None))
     app.connect("config-inited", bring_pages)
     app.connect("autodoc-process-docstring", plain_marks)
+    app.connect("autodoc-process-signature", plain_aliases)
     app.connect("source-read", tidy_examples)
     app.connect("missing-reference", find_name)
 

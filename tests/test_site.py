@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,30 @@ def test_every_page_is_in_the_contents():
     assert {path.name for path in listed if path.parent.name == "notebooks"} == {
         path.stem for path in (DOCS.parent / "examples").glob("*.ipynb")
     }
+
+
+def test_pictures_are_small_and_each_is_shown_once():
+    """Where one is missing or drawn anew: python docs/pictures.py"""
+    pictures = {path.name: path.stat().st_size for path in (DOCS / "pictures").glob("*.png")}
+    shown = [name for page in PAGES for name in re.findall(r"pictures/(\w+\.png)", page.read_text(encoding="utf-8"))]
+    makers = re.findall(
+        r"^def (\w+)\(\) -> Figure", (DOCS / "pictures.py").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    assert sorted(shown) == sorted(pictures) == sorted(f"{name}.png" for name in makers)
+    assert max(pictures.values()) < 80_000
+    assert sum(pictures.values()) < 400_000
+
+
+def test_tables_are_made_of_what_is_kept():
+    made = {name: make() for name, make in runpy.run_path(str(DOCS / "generated.py"))["MAKERS"].items()}
+    for name, text in made.items():
+        assert re.search(rf"generated/{name}\.md", "".join(page.read_text(encoding="utf-8") for page in PAGES)), name
+        assert text.count("\n") > 8
+    assert "`test_site.py`" in made["tests"]
+    measured = [float(cell) for cell in re.findall(r"(?<=\| )[\d.]+(?= \|)", made["gradients"])]
+    assert len(measured) > 60
+    assert min(measured) > 0
+    assert "rk4, `discrete` | 8 |" in made["gradients"]
 
 
 def test_the_tests_of_the_pages_need_no_sphinx():
