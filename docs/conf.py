@@ -1,4 +1,7 @@
-"""The site: `sphinx-build -W docs build/site`, from a clone with `pip install -e ".[docs]"`. It needs no network."""
+"""The site: `sphinx-build -W docs build/site`, from a clone with `pip install -e ".[docs]"`.
+
+It needs no network, and nothing of cflow but the core.
+"""
 
 from __future__ import annotations
 
