@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-collect_ignore = ["conf.py", "conftest.py"]  # what is no page: the first is of Sphinx, which the tests do not need
+# what is no page: of Sphinx, which the tests do not need; copies of examples/, which are run there; tables
+collect_ignore = ["conf.py", "conftest.py", "notebooks", "generated"]
 
 
 def needs(page: Path) -> list[str]:

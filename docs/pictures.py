@@ -1,4 +1,4 @@
-"""Draw the pictures of the guides from kept weights and results: `python docs/pictures.py [NAME …]`, with the extra `train`."""
+"""Draw the pictures of the guides from kept weights and results: `python docs/pictures.py [NAME …]` (extra `train`)."""
 
 from __future__ import annotations
 

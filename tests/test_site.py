@@ -101,6 +101,11 @@ def test_the_tests_of_the_pages_need_no_sphinx():
     assert "conf.py" in ignored
 
 
+def test_copies_of_notebooks_are_not_run_again():
+    """A build of the site leaves them in docs/."""
+    assert '"notebooks"' in (DOCS / "conftest.py").read_text(encoding="utf-8").split("collect_ignore")[1]
+
+
 @pytest.mark.parametrize("page", sorted((DOCS / "coming_from").glob("*.md")), ids=lambda page: page.stem)
 def test_the_lines_beside_those_of_neighbours_run(page):
     """Each table's right column is code that runs, line by line, after the page's own block."""
