@@ -58,7 +58,7 @@ class Solve:
             times = requested.values.to(z0.device).double()
             if selection.boundaries is not None:
                 selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
-        cut = plan.segments(times, selection, len(z0))
+        cut = plan.segments(times, selection, z0.shape[0])
         integrator = Integrator(self.solver, plan.slack, self.costs)
         divergence = self.state.needs_divergence
         copied = self.solver.gradient_mode(log_density=divergence) != "direct"
