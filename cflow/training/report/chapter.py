@@ -180,17 +180,17 @@ def written_config(run: Path | None) -> dict[str, Any] | None:
 
 
 def flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Options that have a value, one level of names, as YAML writes them.
+    """Options under one level of names, as YAML writes them.
 
     Example:
         >>> flat({"model": {"lr": 0.001, "step_size": None}, "data.factors": ["hue"], "seed_everything": 0})
-        {'model.lr': '0.001', 'data.factors': '[hue]', 'seed_everything': '0'}
+        {'model.lr': '0.001', 'model.step_size': 'null', 'data.factors': '[hue]', 'seed_everything': '0'}
     """
     found: dict[str, str] = {}
     for key, value in options.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
-        elif value is not None:
+        else:
             text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10_000)
             found[f"{prefix}{key}"] = text.removesuffix("...\n").strip()
     return found

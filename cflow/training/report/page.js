@@ -91,9 +91,11 @@
     const last = Math.max(...own.map((each) => each.times.at(-1)));
     const step = Math.min(...own.map((each) => each.times[1] - each.times[0]));
     const draws = panels("traversals", (panel, { examples, times, true_times, made, true: real }, run, i) => {
-      const [truth, generated] = ["true", "generated"].map((side) => strip(panel, side, examples));
+      const twin = make(panel, "div", { class: "twin" });
+      const left = make(twin, "div");
+      const [truth, generated] = ["true", "generated"].map((side) => strip(left, side, examples));
       const [real_, made_] = [new Sprite(real), new Sprite(made)];
-      const errors = run.errors && chart(make(panel, "div"), { ylabel: "error of a frame, L1", xlabel: "t, frames", height: 150 });
+      const errors = run.errors && chart(make(twin, "div"), { ylabel: "error of a frame, L1", xlabel: "t, frames", height: 220, from: [0, 0] });
       Promise.all([real_.ready, made_.ready]).then(() => update());
       return (k, name) => {
         const [n, m] = [nearest(times, clock.value), nearest(true_times, clock.value)];
@@ -106,10 +108,11 @@
           made_.draw(generated.cells[s], (k * examples + s) * times.length + n, `generated, ${what}`);
         }
         const values = run.errors?.[name];
-        errors?.({ lines: values ? [{ x: values.map((_, t) => t + 1), y: values, colour: colour(i), name: words(name) }] : [], cursor: times[n] });
+        errors?.({ lines: values ? [{ x: values.map((_, t) => t + 1), y: values, colour: colour(i), name: words(name) }] : [], cursor: times[n], highest: worst(name) });
         return label(run, name);
       };
     });
+    const worst = (name) => Math.max(...runs.flatMap((run) => run.errors?.[name] ?? []));
     const update = () => draws.forEach((draw) => draw(chosen("traversals")));
     const clock = slider("time", (t) => `${time(t)} of ${format(last)}`, update);
     clock.range(0, last, step, 0);
@@ -124,7 +127,6 @@
       play.setAttribute("aria-pressed", String(timer !== null));
       play.textContent = timer === null ? "Play" : "Pause";
     });
-    update();
   }
 
   function mixtures() {
@@ -133,8 +135,9 @@
     const names = [...new Set(own.flatMap((each) => each.names))];
     const draws = panels("mixtures", (panel, { names: mine, levels, times, examples, made, true: real }) => {
       const [real_, made_] = [real && new Sprite(real), new Sprite(made)];
-      const truth = real_ && strip(panel, "true", examples);
-      const generated = strip(panel, "generated", examples);
+      const twin = make(panel, "div", { class: "twin" });
+      const truth = real_ && strip(make(twin, "div"), "true", examples);
+      const generated = strip(make(twin, "div"), "generated", examples);
       Promise.all([real_?.ready, made_.ready]).then(() => update());
       return () => {
         const which = mine.map((name) => nearest(levels, weights[names.indexOf(name)].value));
@@ -162,7 +165,6 @@
     if (own.some((each) => each.times.length > 1)) clock.show();
     one("#rest").addEventListener("click", () => { weights.forEach((control) => { control.value = 0; }); update(); });
     redraws.push(update);
-    update();
   }
 
   function landscapes() {
@@ -202,7 +204,6 @@
     }
     onChoice("landscapes", update);
     redraws.push(update);
-    update();
 
     function drag(canvas) {
       canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
@@ -215,14 +216,14 @@
     }
 
     function surface(canvas, { heights, least, most, side, extent, paths }) {
-      const width = canvas.clientWidth, height = Math.round(0.72 * width), sharp = window.devicePixelRatio || 1;
+      const width = canvas.clientWidth, height = Math.round(0.66 * width), sharp = window.devicePixelRatio || 1;
       if (!width) return;
       Object.assign(canvas, { width: width * sharp, height: height * sharp });
       const pen = canvas.getContext("2d");
       pen.scale(sharp, sharp);
       const [a, b] = [(turn.value * Math.PI) / 180, (tilt.value * Math.PI) / 180];
       const [cos, sin, up, flat] = [Math.cos(a), Math.sin(a), Math.cos(b), Math.sin(b)];
-      const unit = Math.min(width, 1.25 * height) / 2.9, largest = Math.max(...extent), range = most - least || 1;
+      const unit = Math.min(width / 3.1, height / 2.5), largest = Math.max(...extent), range = most - least || 1;
       const [ex, ey] = extent.map((e) => e / largest);
       const lift = (u) => (u - least) / range - 0.5;
       const place = (x, y, h) => {
@@ -258,6 +259,7 @@
       }
       const style = getComputedStyle(document.documentElement);
       const [red, ink] = [style.getPropertyValue("--generated"), getComputedStyle(canvas).color];
+      axes(pen, place, [ex, ey], ink, height);
       for (const path of paths) {
         const line = path.map(([x, y]) => place(x / largest, y / largest, lift(height_at(heights, side, x / extent[0], y / extent[1])) + 0.01));
         for (const [stroke, wide] of [["rgb(255 255 255 / 0.75)", 3.4], [red, 1.8]]) {
@@ -274,13 +276,25 @@
           pen.stroke();
         });
       }
-      Object.assign(pen, { fillStyle: ink, font: "12px system-ui, sans-serif", textAlign: "center" });
-      [["1st component →", ex, 0], ["2nd component →", 0, ey]].forEach(([text, x, y]) => {
-        const sign = y ? 1.12 : 1.2;
-        const [left, top] = place(x * sign, y * sign, -0.5);
-        const room = pen.measureText(text).width / 2;
-        pen.fillText(text, Math.min(Math.max(left, room), width - room), Math.min(Math.max(top, 12), height - 4));
-      });
+    }
+
+    // The sides of the plane that face the reader, and what runs along them.
+    function axes(pen, place, [ex, ey], ink, height) {
+      Object.assign(pen, { fillStyle: ink, strokeStyle: ink, lineWidth: 1, font: "12px system-ui, sans-serif", textBaseline: "middle" });
+      const sides = [["component 1", [-ex, -ey], [ex, -ey]], ["component 1", [-ex, ey], [ex, ey]], ["component 2", [-ex, -ey], [-ex, ey]], ["component 2", [ex, -ey], [ex, ey]]];
+      for (const pair of [sides.slice(0, 2), sides.slice(2)]) {
+        const [text, from, to] = pair.reduce((near, side) => (low(side) > low(near) ? side : near));
+        pen.beginPath();
+        pen.moveTo(...place(...from, -0.5).slice(0, 2));
+        pen.lineTo(...place(...to, -0.5).slice(0, 2));
+        pen.stroke();
+        const [x, y] = place((from[0] + to[0]) / 2, (from[1] + to[1]) / 2, -0.5);
+        const [middle, depth] = place(0, 0, -0.5);
+        const away = Math.hypot(x - middle, y - depth) || 1;
+        pen.textAlign = x - middle > 20 ? "left" : x - middle < -20 ? "right" : "center";
+        pen.fillText(text, x + (14 * (x - middle)) / away, Math.min(y + (14 * (y - depth)) / away, height - 8));
+      }
+      function low([, from, to]) { return place((from[0] + to[0]) / 2, (from[1] + to[1]) / 2, -0.5)[1]; }
     }
   }
 
@@ -301,23 +315,25 @@
       make(panel, "h3", {}, title);
       const lines = runs.flatMap((run, i) => (run.curves?.[name] ? [{ x: run.curves[name][0], y: run.curves[name][1], colour: colour(i), name: run.name }] : []));
       const draw = chart(make(panel, "div"), { xlabel: "step", ylabel: unit, height: 240 });
-      const update = () => draw({ lines });
-      redraws.push(update);
-      update();
+      redraws.push(() => draw({ lines }));
     }
   }
 
-  // Lines over an axis; what it returns draws them, and marks a place of the axis.
-  function chart(box, { xlabel, ylabel, height }) {
+  // Lines over an axis; what it returns draws them, and marks a place of the axis. `from`: least values that axes show.
+  function chart(box, { xlabel, ylabel, height, from = [Infinity, Infinity] }) {
     const readout = make(box, "p", { class: "readout", "aria-live": "off" });
-    return ({ lines, cursor }) => {
+    return ({ lines, cursor, highest = -Infinity }) => {
       one("svg", box)?.remove();
       const width = box.clientWidth;
       if (!width || !lines.length) return;
+      if (lines.every((line) => line.x.length < 2)) {
+        readout.textContent = lines.map(({ name, x, y }) => `${name}: ${format(y[0])} ${ylabel}, at ${xlabel} ${format(x[0])}, the only value.`).join(" ");
+        return;
+      }
       const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
       box.insertBefore(svg, readout);
       const [xs, ys] = [lines.flatMap((line) => line.x), lines.flatMap((line) => line.y)];
-      const [xticks, yticks] = [ticks(Math.min(...xs, cursor ?? Infinity), Math.max(...xs), width / 90), ticks(Math.min(...ys), Math.max(...ys), height / 45)];
+      const [xticks, yticks] = [ticks(Math.min(...xs, from[0]), Math.max(...xs), width / 90), ticks(Math.min(...ys, from[1]), Math.max(...ys, highest), height / 45, true)];
       const left = 10 + 7 * Math.max(...yticks.map((tick) => format(tick).length)), right = width - 12, top = 22, bottom = height - 34;
       const x0 = Math.min(xticks[0], ...xs), x1 = Math.max(xticks.at(-1), ...xs), y0 = Math.min(yticks[0], ...ys), y1 = Math.max(yticks.at(-1), ...ys);
       const px = (x) => left + ((x - x0) / (x1 - x0 || 1)) * (right - left), py = (y) => bottom - ((y - y0) / (y1 - y0 || 1)) * (bottom - top);
@@ -346,12 +362,13 @@
     };
   }
 
-  function ticks(least, most, wanted) {
+  function ticks(least, most, wanted, around = false) {
     const rough = (most - least || Math.abs(most) || 1) / Math.max(Math.floor(wanted), 2);
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
     const found = [];
-    for (let tick = Math.ceil(least / step - 1e-9); tick * step <= most + 1e-9 * step; tick++) found.push(Number((tick * step).toPrecision(12)));
+    const [first, last] = around ? [Math.floor(least / step + 1e-9), Math.ceil(most / step - 1e-9)] : [Math.ceil(least / step - 1e-9), Math.floor(most / step + 1e-9)];
+    for (let tick = first; tick <= last; tick++) found.push(Number((tick * step).toPrecision(12)));
     return found.length ? found : [least];
   }
 
@@ -370,6 +387,7 @@
   landscapes();
   curves();
   say_theme();
+  redraw(); // only now is every panel as wide as it stays
   let width = window.innerWidth;
   window.addEventListener("resize", () => { if (window.innerWidth !== width) { width = window.innerWidth; redraw(); } });
 })();

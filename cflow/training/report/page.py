@@ -21,7 +21,9 @@ REPORT = "report.html"
 HERE = Path(__file__).parent
 # On a dark page the darkest colours of the palette give way to the lightest ones.
 DARK = {style.BLUE: style.SKY, style.SKY: style.YELLOW, style.BLACK: "#FFFFFF"}
+RUNS = (*style.PALETTE[2:], *style.PALETTE[:2])  # the first two are those of true and generated frames
 SHADES = 64  # of the colour map
+UNKNOWN = "–"
 COMPARED = {
     "flow_accuracy": ("accuracy of q(k|x)", "{:.3f}"),
     "reconstruction_l1": ("reconstruction, L1", "{:.1f}"),
@@ -99,11 +101,28 @@ def number(metrics: Mapping[str, float], key: str, digits: str) -> str:
 def side_by_side(columns: Sequence[Mapping[str, str]], heads: Sequence[str]) -> list[list[str]]:
     """Names with their values, a column a run, as the cells of a table with its head.
 
+    What has no value in any of them is left out.
+
     Example:
-        >>> side_by_side([{"model.lr": "0.1"}, {"model.width": "8"}], ["a", "b"])
-        [['', 'a', 'b'], ['model.lr', '0.1', '–'], ['model.width', '–', '8']]
+        >>> side_by_side([{"lr": "0.1", "factors": "null"}, {"width": "8", "factors": "null"}], ["a", "b"])
+        [['', 'a', 'b'], ['lr', '0.1', '–'], ['width', '–', '8']]
     """
-    return [["", *heads], *([key, *(column.get(key, "–") for column in columns)] for key in union(columns))]
+    rows = [[key, *(column.get(key, UNKNOWN) for column in columns)] for key in union(columns)]
+    return [["", *heads], *(row for row in rows if not {*row[1:]} <= {"null", UNKNOWN})]
+
+
+def by_section(chapters: Sequence[Chapter]) -> list[tuple[str, list[dict[str, str]]]]:
+    """The options of each section, a mapping a run: of the model, the data, the trainer, and the rest."""
+    found: dict[str, list[dict[str, str]]] = {
+        section: [{} for _ in chapters] for section in ("model", "data", "trainer")
+    }
+    found["run"] = [{} for _ in chapters]
+    for run, chapter in enumerate(chapters):
+        for key, value in chapter.options.items():
+            section, _, name = key.partition(".")
+            place, name = (section, name) if name and section in found else ("run", key)
+            found[place][run][name] = value
+    return [(section.capitalize(), columns) for section, columns in found.items() if any(columns)]
 
 
 def union(lists: Any) -> list[str]:
@@ -113,22 +132,23 @@ def union(lists: Any) -> list[str]:
 
 def page(chapters: Sequence[Chapter], now: datetime | None = None) -> str:
     """The report as HTML."""
-    heads = [chapter.name for chapter in chapters]
+    heads = [chapter.name for chapter in chapters] if len(chapters) > 1 else ["value"]
     return _template().render(
         chapters=chapters,
         version=__version__,
         now=(now or datetime.now().astimezone()).strftime("%Y-%m-%d %H:%M"),
-        palette=[(colour, DARK.get(colour, colour)) for colour in style.PALETTE],
+        palette=[(colour, DARK.get(colour, colour)) for colour in RUNS],
         sides=(style.TRUE_COLOUR, DARK.get(style.TRUE_COLOUR, style.TRUE_COLOUR), style.GENERATED_COLOUR),
         bars=bars(chapters),
         comparison=comparison(chapters) if len(chapters) > 1 else None,
         errors=[results.error_rows(chapter.metrics) if chapter.metrics else None for chapter in chapters],
         compositions=[results.composition_rows(chapter.metrics) for chapter in chapters],
         others=[results.rest(chapter.metrics) for chapter in chapters],
-        configuration=side_by_side([chapter.options for chapter in chapters], heads),
+        configuration=[(section, side_by_side(columns, heads)) for section, columns in by_section(chapters)],
         versions=side_by_side([chapter.versions for chapter in chapters], heads),
         names={part: union(c.pictures[part]["names"] for c in chapters if part in c.pictures) for part in CHOSEN},
         data={"shades": shades(), "runs": [{"name": c.name, "labels": c.labels, **c.pictures} for c in chapters]},
+        unknown=UNKNOWN,
         css=(HERE / "page.css").read_text(encoding="utf-8"),
         js=(HERE / "page.js").read_text(encoding="utf-8"),
     )
