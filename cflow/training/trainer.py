@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
@@ -87,7 +88,7 @@ class FlowTrainer(Trainer):
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)
-            chapter = self._chapter(model, datamodule, folder, ckpt_path, pretrained)
+            chapter = self._chapter(model, datamodule, ckpt_path, pretrained, folder)
             paths.append(write_report(folder / REPORT, [chapter]))
             print(results.table(numbers))
             results.say_where([*sorted(folder.glob("checkpoints/*.ckpt")), *sorted(folder.glob("config.yaml")), *paths])
@@ -146,7 +147,7 @@ class FlowTrainer(Trainer):
             pretrained: in place of ckpt_path: weights that come with cflow, by name, or a folder of weights.
         """
         self.folder = self._prepare(model, datamodule, ckpt_path, out_dir, pretrained)
-        self.chapter = self._chapter(model, datamodule, self.folder, ckpt_path, pretrained)
+        self.chapter = self._chapter(model, datamodule, ckpt_path, pretrained)
 
     def _prepare(
         self,
@@ -176,22 +177,21 @@ class FlowTrainer(Trainer):
         self,
         model: FlowVAEModule,
         datamodule: SequenceDataModule,
-        folder: Path,
         ckpt_path: str | Path | None,
         pretrained: str | None,
+        measured: Path | None = None,
     ) -> Chapter:
-        """What the report says about a model whose results are in a folder."""
-        subject = Subject(model, datamodule, self.strategy.root_device)
+        """What the report says about a model, whose metrics.json is in a folder; by default beside its weights."""
+        subject, folder = Subject(model, datamodule, self.strategy.root_device), measured or Path()
+        name, run = folder.resolve().name, None
+        stored: Callable[[], dict[str, Any]] = dict
         if pretrained is not None:
-            weights = runs.named_weights(pretrained)
-            name, run, own, stored = weights.resolve().name, None, weights, partial(runs.weights_options, weights)
+            folder = runs.named_weights(pretrained)
+            name, stored = folder.resolve().name, partial(runs.weights_options, folder)
         elif ckpt_path is not None:
-            run = own = runs.run_folder(Path(ckpt_path))
+            run = folder = runs.run_folder(Path(ckpt_path))
             name, stored = f"{run.parent.name}/{run.name}", partial(runs.stored_options, Path(ckpt_path))
-        else:
-            name, run, own, stored = folder.resolve().name, None, folder, dict
-        measured = folder if (folder / results.METRICS).is_file() else own
-        return read_chapter(subject, name, measured, stored, run)
+        return read_chapter(subject, name, measured or folder, stored, run)
 
 
 @contextmanager

@@ -85,7 +85,8 @@ def read_chapter(
             left_out[section] = str(reason)
             return otherwise
 
-    metrics = unless("metrics", lambda: read_metrics(folder / METRICS), {})
+    nothing: dict[str, float] = {}
+    metrics = unless("metrics", lambda: read_metrics(folder / METRICS), nothing)
     pictures = {
         "curves": unless("curves", lambda: curves(run), None),
         "traversals": unless("traversals", lambda: traversals(subject), None),

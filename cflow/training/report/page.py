@@ -133,7 +133,7 @@ def union(lists: Any) -> list[str]:
 def page(chapters: Sequence[Chapter], now: datetime | None = None) -> str:
     """The report as HTML."""
     heads = [chapter.name for chapter in chapters] if len(chapters) > 1 else ["value"]
-    return _template().render(
+    text: str = _template().render(
         chapters=chapters,
         version=__version__,
         now=(now or datetime.now().astimezone()).strftime("%Y-%m-%d %H:%M"),
@@ -152,6 +152,7 @@ def page(chapters: Sequence[Chapter], now: datetime | None = None) -> str:
         css=(HERE / "page.css").read_text(encoding="utf-8"),
         js=(HERE / "page.js").read_text(encoding="utf-8"),
     )
+    return text
 
 
 CHOSEN = ("traversals", "mixtures", "landscapes")  # the sections in which a transformation is chosen

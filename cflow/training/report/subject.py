@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,7 +55,7 @@ class Subject:
     @cached_property
     def labels(self) -> list[str]:
         """The names, with the flow that each has become where that was inferred."""
-        flows = self.flows or [None] * len(self.names)
+        flows: Sequence[int | None] = self.flows or [None] * len(self.names)
         return [results.label_of(name, flow) for name, flow in zip(self.names, flows, strict=True)]
 
     @property
