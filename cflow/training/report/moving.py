@@ -127,6 +127,7 @@ def mixtures(subject: Subject) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
 def time_dependent(subject: Subject) -> bool:
     """Whether velocities change with time, at the first frames of a few things."""
     first, last = float(subject.times[0]), float(subject.times[-1])

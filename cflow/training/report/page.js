@@ -154,7 +154,7 @@
     });
     const update = () => draws.forEach((draw) => draw());
     const weights = names.map((name, i) => {
-      const levels = own.find((each) => each.names.includes(name)).levels;
+      const [levels] = own.filter((each) => each.names.includes(name)).map((each) => each.levels).sort((a, b) => b.length - a.length);
       const control = slider(`weight-${i}`, (w) => `weight ${format(w)}`, update);
       control.range(levels[0], levels.at(-1), levels[1] - levels[0], i < 2 ? levels.at(-1) / (levels.length > 2 ? 2 : 1) : 0);
       return control;
@@ -188,7 +188,8 @@
         const plane = `The plane is ±${format(extent[0], 2)} by ±${format(extent[1], 2)} latent units; its components hold ${parts} of the variance.`;
         const beside = turned ? " A divergence-free part, which this surface does not show, moves states beside the gradient." : "";
         const when = surfaces.length > 1 ? ` ${time(times[n])}.` : own.some((each) => each.times.length > 1) ? " It does not depend on time." : "";
-        return `${label(run, name)} ${plane}${beside}${when}`;
+        const own_name = label(run, name);
+        return `${own_name && `${own_name}. `}${plane}${beside}${when}`;
       };
     });
     const update = () => draws.forEach((draw) => draw(chosen("landscapes")));
@@ -224,7 +225,7 @@
       const [a, b] = [(turn.value * Math.PI) / 180, (tilt.value * Math.PI) / 180];
       const [cos, sin, up, flat] = [Math.cos(a), Math.sin(a), Math.cos(b), Math.sin(b)];
       const unit = Math.min(width / 3.1, height / 2.5), largest = Math.max(...extent), range = most - least || 1;
-      const [ex, ey] = extent.map((e) => e / largest);
+      const [ex, ey] = extent.map((e) => Math.max(e / largest, 0.35)); // a narrow plane is drawn wider, to be seen
       const lift = (u) => (u - least) / range - 0.5;
       const place = (x, y, h) => {
         const [far, right] = [x * sin + y * cos, x * cos - y * sin];
@@ -261,7 +262,7 @@
       const [red, ink] = [style.getPropertyValue("--generated"), getComputedStyle(canvas).color];
       axes(pen, place, [ex, ey], ink, height);
       for (const path of paths) {
-        const line = path.map(([x, y]) => place(x / largest, y / largest, lift(height_at(heights, side, x / extent[0], y / extent[1])) + 0.01));
+        const line = path.map(([x, y]) => place((ex * x) / extent[0], (ey * y) / extent[1], lift(height_at(heights, side, x / extent[0], y / extent[1])) + 0.01));
         for (const [stroke, wide] of [["rgb(255 255 255 / 0.75)", 3.4], [red, 1.8]]) {
           pen.beginPath();
           line.forEach(([x, y], n) => (n ? pen.lineTo(x, y) : pen.moveTo(x, y)));

@@ -65,7 +65,9 @@ def bars(chapters: Sequence[Chapter]) -> list[Bar]:
         for run, chapter in enumerate(chapters):
             error, trivial = chapter.metrics.get(f"{results.ERROR}/{name}"), results.best_trivial(chapter.metrics, name)
             if error is not None and not math.isnan(trivial):
-                found.append(Bar(chapter.labels.get(name, name.replace("_", " ")), run, error, trivial))
+                plain = name.replace("_", " ")
+                label = chapter.labels.get(name, plain) if len(chapters) == 1 else plain
+                found.append(Bar(label, run, error, trivial))
     return found
 
 
