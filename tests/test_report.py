@@ -175,7 +175,9 @@ def test_times_between_frames_only_where_they_change_nothing():
     coarse = subject(potential="quadratic", solver="euler", step_size=8.0)
     with torch.no_grad():
         coarse.vae.flow.net.matrix.mul_(20)
-    assert traversals(coarse)["times"] == list(range(9))
+    found = traversals(coarse)
+    assert found["times"] == list(range(9))
+    assert "so coarse" in found["whole"]
 
 
 def test_the_distance_from_exact_is_eulers_error():

@@ -27,7 +27,7 @@ def traversals(subject: Subject) -> dict[str, Any]:
 
     Returns:
         names, labels: of the transformations; examples: things of each; times: of the generated frames; true_times: of
-        the true ones; made, true: sprites, in the order (transformation, thing, time).
+        the true ones; whole: why there are no times between frames, or nothing; made, true: sprites, in the order (transformation, thing, time).
     """
     frames, count = subject.times, EXAMPLES
     height, width = subject.data.source.image_shape[1:]
@@ -35,11 +35,15 @@ def traversals(subject: Subject) -> dict[str, Any]:
     while count > 1 and each * len(frames) * count > PIXELS:
         count -= 1
     things = subject.things(count, frames)
-    t = frames
+    t, whole = frames, ""
     for steps in SUBSTEPS:
         between = torch.linspace(float(frames[0]), float(frames[-1]), steps * (len(frames) - 1) + 1)
-        if each * len(between) * things.shape[1] <= PIXELS and _sees_between(subject, things, steps):
-            t = between.to(frames)
+        if each * len(between) * things.shape[1] > PIXELS:
+            whole = "there would be too many images to keep in a page"
+        elif not _sees_between(subject, things, steps):
+            whole = "the solver is so coarse that the frames themselves would change with them"
+        else:
+            t, whole = between.to(frames), ""
             break
     composed = subject.test.transformations is not None
     real, made = [], []
@@ -56,6 +60,7 @@ def traversals(subject: Subject) -> dict[str, Any]:
         "examples": things.shape[1],
         "times": t.tolist(),
         "true_times": true_times.tolist(),
+        "whole": whole,
         "made": sprite(rearrange(made, "k s t ... -> (k s t) ...")),
         "true": sprite(rearrange(true, "k s t ... -> (k s t) ...")),
     }

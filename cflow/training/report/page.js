@@ -90,7 +90,7 @@
     const own = runs.map((run) => run.traversals).filter(Boolean);
     const last = Math.max(...own.map((each) => each.times.at(-1)));
     const step = Math.min(...own.map((each) => each.times[1] - each.times[0]));
-    const draws = panels("traversals", (panel, { examples, times, true_times, made, true: real }, run, i) => {
+    const draws = panels("traversals", (panel, { examples, times, true_times, whole, made, true: real }, run, i) => {
       const twin = make(panel, "div", { class: "twin" });
       const left = make(twin, "div");
       const [truth, generated] = ["true", "generated"].map((side) => strip(left, side, examples));
@@ -99,9 +99,10 @@
       Promise.all([real_.ready, made_.ready]).then(() => update());
       return (k, name) => {
         const [n, m] = [nearest(times, clock.value), nearest(true_times, clock.value)];
-        const there = Math.abs(true_times[m] - times[n]) < 1e-3;
+        const alone = true_times.length === 1; // nobody knows what becomes of it
+        const there = alone || Math.abs(true_times[m] - times[n]) < 1e-3;
         truth.row.classList.toggle("absent", !there);
-        truth.head.textContent = there ? "true" : `true, ${time(true_times[m])}`;
+        truth.head.textContent = alone ? "input" : there ? "true" : `true, ${time(true_times[m])}`;
         for (let s = 0; s < examples; s++) {
           const what = `${words(name)}, example ${s + 1}, ${time(times[n])}`;
           real_.draw(truth.cells[s], (k * examples + s) * true_times.length + m, `true, ${words(name)}, example ${s + 1}, ${time(true_times[m])}`);
@@ -109,7 +110,9 @@
         }
         const values = run.errors?.[name];
         errors?.({ lines: values ? [{ x: values.map((_, t) => t + 1), y: values, colour: colour(i), name: words(name) }] : [], cursor: times[n], highest: worst(name) });
-        return label(run, name);
+        const unknown = alone ? "What becomes of the input is not known, so that there are no true frames" : "";
+        const between = whole && `Times between frames are left out: ${whole}`;
+        return [label(run, name), unknown, between].filter(Boolean).map((said) => `${said}.`).join(" ");
       };
     });
     const worst = (name) => Math.max(...runs.flatMap((run) => run.errors?.[name] ?? []));
@@ -143,13 +146,15 @@
         const which = mine.map((name) => nearest(levels, weights[names.indexOf(name)].value));
         const n = nearest(times, clock.value);
         const place = which.reduce((sum, level) => sum * levels.length + level, 0);
-        const said = mine.map((name, i) => `${format(levels[which[i]])} ${words(name)}`).join(" + ");
+        const parts = mine.map((name, i) => [levels[which[i]], words(name)]).filter(([weight]) => weight !== 0);
+        const said = parts.map(([weight, name]) => `${format(weight)} ${name}`).join(" + ") || "at rest";
         for (let s = 0; s < examples; s++) {
           const i = (s * levels.length ** mine.length + place) * times.length + n;
           real_?.draw(truth.cells[s], i, `true, ${said}, example ${s + 1}`);
           made_.draw(generated.cells[s], i, `generated, ${said}, example ${s + 1}`);
         }
-        return `${said}, ${time(times[n])}`.replaceAll("+ −", "− ");
+        const unknown = truth ? "" : " There are no true images: these data cannot be composed.";
+        return `${said}, ${time(times[n])}.${unknown}`.replaceAll("+ −", "− ");
       };
     });
     const update = () => draws.forEach((draw) => draw());

@@ -61,7 +61,7 @@ class Bar:
 def bars(chapters: Sequence[Chapter]) -> list[Bar]:
     """The errors of every transformation, of all runs, one transformation after the other."""
     found = []
-    for name in union(results.transformation_names(chapter.metrics) for chapter in chapters):
+    for name in measured_names([chapter.metrics for chapter in chapters]):
         for run, chapter in enumerate(chapters):
             error, trivial = chapter.metrics.get(f"{results.ERROR}/{name}"), results.best_trivial(chapter.metrics, name)
             if error is not None and not math.isnan(trivial):
@@ -71,11 +71,16 @@ def bars(chapters: Sequence[Chapter]) -> list[Bar]:
     return found
 
 
+def measured_names(metrics: Sequence[Mapping[str, float]]) -> list[str]:
+    """The transformations that were measured in any of several runs, with "mean" as the last."""
+    return sorted(union(map(results.transformation_names, metrics)), key="mean".__eq__)
+
+
 def comparison(chapters: Sequence[Chapter]) -> list[list[str]]:
     """What was measured, a column a run, as the cells of a table with its head."""
     measured = [chapter.metrics for chapter in chapters]
     rows = [["measure", *(chapter.name for chapter in chapters)]]
-    for name in union(map(results.transformation_names, measured)):
+    for name in measured_names(measured):
         rows.append([f"equivariance error, {name.replace('_', ' ')}"])
         rows[-1] += [number(found, f"{results.ERROR}/{name}", "{:.1f}") for found in measured]
     if any(not math.isnan(results.best_trivial(found, "mean")) for found in measured):
