@@ -27,7 +27,8 @@ def traversals(subject: Subject) -> dict[str, Any]:
 
     Returns:
         names, labels: of the transformations; examples: things of each; times: of the generated frames; true_times: of
-        the true ones; whole: why there are no times between frames, or nothing; made, true: sprites, in the order (transformation, thing, time).
+        the true ones; whole: why there are no times between frames, or nothing; made, true: sprites, in the order
+        (transformation, thing, time).
     """
     frames, count = subject.times, EXAMPLES
     height, width = subject.data.source.image_shape[1:]
