@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import composition, data, interop, metrics, nets, pde, plots
+    from . import composition, data, interop, metrics, nets, pde, plots, populations
     from .checkpoint import load
     from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, DependencyError, IntegrationError
     from .flow import FlowPath, PotentialFlow
@@ -23,7 +23,7 @@ __version__ = "0.2.0"
 
 # public name → module; looked up when it is first asked for, so that `cflow --version` needs no PyTorch
 _HOME = {
-    **dict.fromkeys(("composition", "data", "interop", "metrics", "nets", "pde", "plots"), ""),
+    **dict.fromkeys(("composition", "data", "interop", "metrics", "nets", "pde", "plots", "populations"), ""),
     "load": "checkpoint",
     **dict.fromkeys(("ArgumentError", "ArgumentTypeError", "CflowError", "DataError"), "errors"),
     **dict.fromkeys(("DependencyError", "IntegrationError"), "errors"),
@@ -72,6 +72,7 @@ __all__ = [
     "nets",
     "pde",
     "plots",
+    "populations",
 ]
 
 
