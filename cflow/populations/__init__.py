@@ -10,6 +10,7 @@ of least kinetic energy; a motion that leaves densities as they are, such as the
 seen in snapshots at all.
 """
 
+from .annotate import annotate
 from .fitting import History, Objective, fit
 from .loss import Found, Loss, Task
 from .matching import ActionMatching, Matching
@@ -29,6 +30,7 @@ __all__ = [
     "Snapshots",
     "Task",
     "Transport",
+    "annotate",
     "fit",
     "gaussian",
     "sinkhorn_divergence",

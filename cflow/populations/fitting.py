@@ -123,7 +123,7 @@ def fit(
         >>> early = torch.randn(300, 2)
         >>> snapshots = Snapshots([early, early + torch.tensor([2.0, 0.0])], [0.0, 1.0])
         >>> flow = PotentialFlow(RidgePotential(2))
-        >>> history = fit(flow, snapshots, steps=100)
+        >>> history = fit(flow, snapshots, steps=60, batch_size=64)
         >>> sorted(history)
         ['energy', 'loss', 'seconds', 'step']
         >>> bool((flow(early, t=(0.0, 1.0)).mean(0) - snapshots.x[1].mean(0)).norm() < 0.3)

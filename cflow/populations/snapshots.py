@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..checks import positive_int
 from ..errors import ArgumentError, ArgumentTypeError
+from . import files
 
 Cells = Tensor | NDArray[np.generic] | Sequence[Sequence[float]]
 TimeValues = Sequence[float] | Tensor | NDArray[np.generic]
@@ -69,6 +74,55 @@ class Snapshots:
         values = torch.from_numpy(np.unique(times.numpy()))
         return cls([members[times == value] for value in values], values)
 
+    @classmethod
+    def from_anndata(cls, adata: Any, basis: str = "X_pca", time: str = "day", *, dims: int | None = None) -> Snapshots:
+        """Snapshots of the cells of an AnnData object; `annotate` is the way back.
+
+        Arguments:
+            adata: the cells.
+            basis: their coordinates, ``adata.obsm[basis]`` (N, D).
+            time: their times, ``adata.obs[time]`` (N,): numbers, or text or categories that are numbers.
+            dims: how many of the coordinates, the first ones; None: all.
+
+        Raises:
+            ArgumentError, DataError: there is no such basis or time, or times that are no numbers.
+            ArgumentTypeError: it is no AnnData object.
+
+        Example:
+            >>> import anndata, pandas
+            >>> cells = anndata.AnnData(obs=pandas.DataFrame({"day": ["0", "3", "3"]}, index=["a", "b", "c"]))
+            >>> cells.obsm["X_pca"] = np.zeros((3, 50))
+            >>> Snapshots.from_anndata(cells, dims=5)
+            Snapshots(D=5: 1 at t=0, 2 at t=3)
+        """
+        return cls.grouped(*_first(dims, files.of_anndata(adata, basis, time)))
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        basis: str = "X_pca",
+        time: str | None = None,
+        dims: int | None = None,
+    ) -> Snapshots:
+        """Snapshots of a file: .h5ad (AnnData), .npz with arrays x (N, D) and t (N,), or .csv with a header.
+
+        Arguments:
+            path: the file. In a .csv a row is a member; the column of times is named, all others are coordinates.
+            basis: of a .h5ad, where the coordinates are.
+            time: the name of the times; None: "day" in a .h5ad, else "t", "time" or "day".
+            dims: how many of the coordinates, the first ones; None: all.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: there is no such file, or one of another ending.
+            DataError: the file cannot be read, or has not what is asked for.
+            DependencyError: a .h5ad, and anndata is not installed.
+        """
+        if not isinstance(path, (str, os.PathLike)):
+            raise ArgumentTypeError(f"path: expected the path of a file, got {type(path).__name__}")
+        return cls.grouped(*_first(dims, files.read(Path(path), basis, time)))
+
     @property
     def dim(self) -> int:
         """Dimensions D."""
@@ -108,6 +162,13 @@ class Snapshots:
     def to(self, like: Tensor) -> Snapshots:
         """The same in the dtype and on the device of another tensor."""
         return Snapshots([members.to(like) for members in self.x], self.t)
+
+
+def _first(dims: int | None, table: files.Table) -> files.Table:
+    x, t = table
+    if dims is not None and not (x.ndim == 2 and positive_int("dims", dims) <= x.shape[1]):
+        raise ArgumentError(f"dims: expected at most the {x.shape[-1]} coordinates there are, got {dims}")
+    return (x if dims is None else x[:, :dims]), t
 
 
 def _listed(x: Sequence[Cells] | Tensor) -> list[Cells]:
