@@ -47,12 +47,13 @@ def annotate(
     cells = torch.from_numpy(x.astype("float64")).to(snapshots.x[0])
     clock = torch.from_numpy(times.astype("float64")).to(cells)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
-    for z, t in zip(cells.split(CHUNK), clock.split(CHUNK), strict=True):
+    for i in range(0, len(cells), CHUNK):
+        z, t = cells[i : i + CHUNK], clock[i : i + CHUNK]
         back = torch.stack([t, torch.full_like(t, float(snapshots.t[0]))])
         path = flow.solve(z, t=back, log_density=True)
         log_p = density.log_prob(path.z[-1]) - cast(Tensor, path.log_density_change)[-1]
         u = torch.zeros_like(t) if flow.net is None else flow.potential(z, t)[:, 0]
         found.append((flow.velocity(z, t=t), u, log_p))
-    v, u, log_p = (torch.cat(parts).float().cpu().numpy() for parts in zip(*found, strict=True))
+    v, *rest = (torch.cat(parts).float().cpu().numpy() for parts in zip(*found, strict=True))
     adata.obsm[f"velocity_{basis.removeprefix('X_')}"] = v
-    adata.obs["potential"], adata.obs["log_density"] = u, log_p
+    adata.obs["potential"], adata.obs["log_density"] = rest
