@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .checkpoint import load
     from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, DependencyError, IntegrationError
     from .flow import FlowPath, PotentialFlow
-    from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
+    from .potentials import MLPPotential, Potential, QuadraticPotential, RescaledPotential, RidgePotential, SumPotential
     from .priors import DiffusionPrior
     from .selection import Schedule
     from .solenoidal import SkewLinear, Solenoidal
@@ -29,7 +29,8 @@ _HOME = {
     **dict.fromkeys(("DependencyError", "IntegrationError"), "errors"),
     **dict.fromkeys(("FlowPath", "PotentialFlow"), "flow"),
     **dict.fromkeys(
-        ("MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"), "potentials"
+        ("MLPPotential", "Potential", "QuadraticPotential", "RescaledPotential", "RidgePotential", "SumPotential"),
+        "potentials",
     ),
     "DiffusionPrior": "priors",
     "Schedule": "selection",
@@ -57,6 +58,7 @@ __all__ = [
     "Potential",
     "PotentialFlow",
     "QuadraticPotential",
+    "RescaledPotential",
     "RidgePotential",
     "Schedule",
     "SkewLinear",

@@ -11,6 +11,7 @@ seen in snapshots at all.
 """
 
 from .annotate import annotate
+from .cells import embryoid_bodies
 from .fitting import History, Objective, fit
 from .loss import Found, Loss, Task
 from .matching import ActionMatching, Matching
@@ -31,6 +32,7 @@ __all__ = [
     "Task",
     "Transport",
     "annotate",
+    "embryoid_bodies",
     "fit",
     "gaussian",
     "sinkhorn_divergence",
