@@ -28,7 +28,7 @@ ROWS = [
     "flow",
     "pde inference",
     "objectives",
-    "vae traversal",
+    "vae traversal populations",
     "nets",
     "checkpoint",
     "interop",
