@@ -13,12 +13,14 @@ seen in snapshots at all.
 from .fitting import History, Objective, fit
 from .loss import Found, Loss, Task
 from .matching import ActionMatching, Matching
+from .recipe import Arcs, recipe
 from .simulated import Likelihood, Sinkhorn, Transport, gaussian
 from .snapshots import Snapshots
 from .transport import sinkhorn_divergence, transport_plan, wasserstein
 
 __all__ = [
     "ActionMatching",
+    "Arcs",
     "Found",
     "History",
     "Likelihood",
@@ -31,6 +33,7 @@ __all__ = [
     "Transport",
     "fit",
     "gaussian",
+    "recipe",
     "sinkhorn_divergence",
     "transport_plan",
     "wasserstein",
