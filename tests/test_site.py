@@ -14,7 +14,7 @@ import cflow
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [path for path in sorted(DOCS.rglob("*.md")) if "generated" not in path.parts]
-MODULES = ("composition", "data", "interop", "metrics", "nets", "pde", "plots")
+MODULES = ("composition", "data", "interop", "metrics", "nets", "pde", "plots", "populations")
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 
 
