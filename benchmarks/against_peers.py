@@ -276,7 +276,7 @@ def _parts_line(found: dict[str, Any]) -> str:
     products, rest, steps = (f"{1e3 * seconds:.1f}" for seconds in found["parts"].values())
     return (
         f"cflow's forward solve takes {1e3 * found['seconds']:.1f} ms: {products} for the matrix products of its "
-        f"{found['nfe']} evaluations, {rest} for the rest of these, {steps} for torchdiffeq's steps and all else"
+        f"{found['nfe']} evaluations, {rest} for the rest of these, {steps} for the steps and all else"
     )
 
 
