@@ -47,7 +47,15 @@ def problem_of(size):
 
 # --- what they may know of cflow, and of each other -----------------------------------------------------------
 
-PUBLIC = ("cflow.plots", "cflow.data", "cflow.metrics", "cflow.nets", "cflow.pde", "cflow.training")
+PUBLIC = (
+    "cflow.plots",
+    "cflow.populations",
+    "cflow.data",
+    "cflow.metrics",
+    "cflow.nets",
+    "cflow.pde",
+    "cflow.training",
+)
 
 
 def imports(tree):
@@ -658,3 +666,34 @@ def test_traversals_of_a_given_decoder_are_compared(capsys) -> None:
     assert (near - held_out).norm(dim=1).max() < 0.1001
     h = guided["traversal"].objective
     assert h(decoder(near).mean)[:, 0].mean() > h(decoder(held_out).mean)[:, 0].mean()
+
+
+# --- populations ----------------------------------------------------------------------------------------------
+
+
+def test_populations_go_on_and_print_their_tables(tmp_path, capsys, monkeypatch) -> None:
+    pytest.importorskip("ot")
+    populations, kept = script("populations"), tmp_path / "table.json"
+    line = ["--quick", "--methods", "recipe", "--seeds", "0", "1", "--json", str(kept)]
+    populations.main(line)
+    printed = capsys.readouterr().out
+    assert [row.split()[-1] for row in printed.splitlines() if row.startswith(("recipe", "floor"))] == ["2", "2"]
+    assert "OT-CFM (Tong et al. 2024), as reported" in printed
+    rows = json.loads(kept.read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 3 * (3 + 2 + 2)  # three references once, the floor and the recipe twice
+    monkeypatch.setattr(populations, "learned", lambda *_: pytest.fail("a row is computed twice"))
+    populations.main(line)  # all rows are there: nothing is learned again
+    with pytest.raises(SystemExit, match="other settings"):
+        populations.main([*line[1:], "--root", str(tmp_path), "--json", str(kept)])
+
+
+def test_choosing_sees_neither_time_that_was_left_out(monkeypatch) -> None:
+    populations = script("populations")
+    seen = []
+    monkeypatch.setattr(populations, "fit", lambda flow, snapshots, **settings: seen.append(snapshots.t.tolist()))
+    monkeypatch.setattr(populations, "wasserstein", lambda x, y: 0.0)
+    for row in populations.selection(populations.made_up(), steps=1):
+        row.run()
+        left_out = [float(word) for word in row.case.split(", ")]
+        assert sorted([*seen[-1], *left_out]) == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert len(seen) == 6 * len(populations.CANDIDATES)

@@ -235,6 +235,9 @@ PICTURES = {
     "work_precision": "plots.work_precision([{'method': 'rk4', 'nfe': 1, 'error': 0.1}])",
     "traversal_grid": "plots.traversal_grid(frames, frames, ['a'])",
     "traversal_animation": "plots.traversal_animation('a.gif', frames, frames, ['a'])",
+    "population_landscape": "plots.population_landscape(flow, snapshots)",
+    "population_marginals": "plots.population_marginals(flow, snapshots)",
+    "population_animation": "plots.population_animation('a.gif', flow, snapshots)",
 }
 
 
@@ -248,6 +251,7 @@ def test_without_matplotlib_or_pillow_every_picture_says_what_to_install(tmp_pat
             "from cflow import plots",
             "flow = cflow.PotentialFlow(cflow.MLPPotential(2))",
             "frames = torch.rand(1, 2, 1, 4, 4)",
+            "snapshots = cflow.populations.Snapshots([torch.rand(3, 2)] * 2, [0.0, 1.0])",
             "said = {}",
             f"for name, call in {PICTURES!r}.items():",
             "    try:",

@@ -64,7 +64,7 @@ def training_curves(
     if isinstance(curves, Mapping):
         found, recorded = curves, list(curves)
     else:
-        found = scalars = _scalars(Path(curves))
+        found = scalars = recorded_scalars(Path(curves))
         # neither Lightning's counter nor the result of a test
         recorded = [name for name, (steps, _) in scalars.items() if name != "epoch" and len(steps) > 1]
     for name in names or ():
@@ -168,7 +168,7 @@ def _array(values: object) -> Array:
     return np.asarray(values, dtype=float)
 
 
-def _scalars(run: Path) -> dict[str, Array]:
+def recorded_scalars(run: Path) -> dict[str, Array]:
     """Steps and values of everything that TensorBoard's files under a folder record, by name."""
     if not any(run.rglob("events.out.tfevents.*")):
         raise ArgumentError(f"curves: no TensorBoard files (events.out.tfevents.…) under {str(run)!r}")

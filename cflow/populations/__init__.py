@@ -15,12 +15,14 @@ from .cells import embryoid_bodies
 from .fitting import History, Objective, fit
 from .loss import Found, Loss, Task
 from .matching import ActionMatching, Matching
+from .recipe import Arcs, recipe
 from .simulated import Likelihood, Sinkhorn, Transport, gaussian
 from .snapshots import Snapshots
 from .transport import sinkhorn_divergence, transport_plan, wasserstein
 
 __all__ = [
     "ActionMatching",
+    "Arcs",
     "Found",
     "History",
     "Likelihood",
@@ -35,6 +37,7 @@ __all__ = [
     "embryoid_bodies",
     "fit",
     "gaussian",
+    "recipe",
     "sinkhorn_divergence",
     "transport_plan",
     "wasserstein",

@@ -1,9 +1,10 @@
-"""cflow's LightningCLI: parser, trainer and the three commands."""
+"""cflow's LightningCLI: parser, trainer and the four commands."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import sys
 import warnings
@@ -22,7 +23,7 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from .. import __version__
-from ..checkpoint import DEFAULT_ROOT, Kind, find_checkpoint
+from ..checkpoint import DEFAULT_ROOT, Kind, find_checkpoint, pretrained_folder
 from ..errors import ArgumentError, CflowError
 from . import presets, progress, results, runs
 from .checkpoints import RunConfig, WholeFiles, checkpoint_callbacks
@@ -32,6 +33,7 @@ from .module import FlowVAEModule
 from .optimizer import bfloat16_in_software
 from .population import PopulationModule, SnapshotDataModule
 from .population_trainer import PopulationTrainer
+from .report import REPORT, write_report
 from .trainer import FlowTrainer
 
 # The trainer's options that `--help` shows; all of them with --help_all.
@@ -115,6 +117,7 @@ class CflowCLI(LightningCLI):
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
             "test": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
             "traverse": {"model", "datamodule"},
+            "report": {"model", "datamodule"},
         }
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -129,7 +132,8 @@ class CflowCLI(LightningCLI):
         """Make the parsers; their usage would fill a page with the names of all options."""
         super().setup_parser(add_subcommands, main_kwargs, subparser_kwargs)
         for command, parser in self._subcommand_parsers.items():
-            parser.usage = f"cflow {command} [--config PRESET|FILE] [--NAME VALUE …]"
+            words = "RUN [RUN …]" if command == "report" else "[--config PRESET|FILE]"
+            parser.usage = f"cflow {command} {words} [--NAME VALUE …]"
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the model and the data first: they are what the help begins with."""
@@ -179,6 +183,8 @@ class CflowCLI(LightningCLI):
             folder, known = runs.named_weights(weights), set(wanted.options())
             wanted.set_defaults({key: value for key, value in runs.weights_options(folder).items() if key in known})
         elif command != "fit" and not any(word.startswith(("--print_config", "--help", "-h")) for word in words):
+            if command == "report":
+                raise ArgumentError("`cflow report` needs a run, or several: `cflow report runs/digits`, or `last`.")
             raise ArgumentError(
                 f"`cflow {command}` needs --ckpt_path: a checkpoint, a run's folder, or `last`; or --pretrained."
             )
@@ -339,7 +345,7 @@ def is_first_process() -> bool:
 
 
 def run(words: Sequence[str], module: type[FlowVAEModule] = FlowVAEModule) -> None:
-    """Run a command: `fit`, `test` or `traverse` with its options.
+    """Run a command: `fit`, `test`, `traverse` or `report` with its options.
 
     Arguments:
         words: the command line after ``cflow``.
@@ -347,11 +353,39 @@ def run(words: Sequence[str], module: type[FlowVAEModule] = FlowVAEModule) -> No
     """
     _quieten()
     Parser.everything = "--help_all" in words
-    population = of_population([str(word) for word in words])
-    if population and words[0] == "traverse":
-        raise ArgumentError("`cflow traverse` is for images; `cflow test` draws a population.")
+    if words[0] != "report":
+        _cli(words, module)
+        return
+    trainers = [_cli(each, module).trainer for each in one_by_one(words)]
+    chapters = [trainer.chapter for trainer in trainers if trainer.chapter is not None]
+    if chapters and trainers[0].is_global_zero:
+        folder = Path(os.path.commonpath([trainer.folder.resolve() for trainer in trainers]))
+        results.say_where([write_report(folder / REPORT, chapters)])
+
+
+def one_by_one(words: Sequence[str]) -> list[list[str]]:
+    """Return the command lines of the single runs of ``report RUN [RUN …] [options]``.
+
+    Example:
+        >>> one_by_one(["report", "runs/a", "digits", "--seed_everything", "0"])[1]
+        ['report', '--pretrained', 'digits', '--seed_everything', '0']
+        >>> one_by_one(["report", "--ckpt_path", "last"])
+        [['report', '--ckpt_path', 'last']]
+    """
+    command, *others = words
+    first = next((i for i, word in enumerate(others) if word.startswith("-")), len(others))
+    named, options = others[:first], others[first:]
+    sources = [("--ckpt_path" if pretrained_folder(each) is None else "--pretrained", each) for each in named]
+    return [[command, *source, *options] for source in sources] or [[command, *options]]
+
+
+def _cli(words: Sequence[str], module: type[FlowVAEModule]) -> CflowCLI:
+    """Run one command line."""
+    population = of_population(words)
+    if population and words[0] not in PopulationCLI.subcommands():
+        raise ArgumentError(f"`cflow {words[0]}` is for images; `cflow test` draws a population.")
     cli: type[CflowCLI] = PopulationCLI if population else CflowCLI
-    cli(
+    return cli(
         PopulationModule if population else module,
         cli.data_class,
         trainer_class=PopulationTrainer if population else FlowTrainer,

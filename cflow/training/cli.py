@@ -1,4 +1,4 @@
-"""The command ``cflow``: ``cflow fit | test | traverse``.
+"""The command ``cflow``: ``cflow fit | test | traverse | report``.
 
     cflow fit --config digits                                  # a preset, or the path of a configuration file
     cflow fit --config mnist --data.root data --model.lr 3e-4 --trainer.devices 2
@@ -6,6 +6,7 @@
     cflow test --ckpt_path runs/digits
     cflow traverse --ckpt_path last --num_samples 6
     cflow traverse --ckpt_path last --schedule 0:scaling,4:rotation             # or --weights 0.5,0.5,0
+    cflow report runs/digits/version_0 runs/digits/version_1
     cflow fit --config digits --print_config > mine.yaml
 
 This file answers what needs no PyTorch, and turns errors into one line and an exit code; Lightning does the rest
@@ -27,6 +28,7 @@ COMMANDS = {
     "fit": "train a flow-factorised VAE, then test its best checkpoint",
     "test": "measure a checkpoint on held-out data and draw it",
     "traverse": "draw what the flows of a checkpoint make of held-out data",
+    "report": "write a page about one run, or several, that needs no network and no server",
 }
 
 HELP = """usage: cflow COMMAND [options]
@@ -37,6 +39,7 @@ Potential flows in latent spaces: train, measure and look at them.
 
   cflow fit --config NAME        a preset ({presets}), or a configuration file of your own
   cflow test --ckpt_path last    the newest run; or a checkpoint, or a run's folder
+  cflow report runs/digits       report.html about the newest run in there
   cflow fit --ckpt_path last --trainer.max_steps 20000
                                  go on with it
   cflow COMMAND --help           the options of a command
@@ -95,9 +98,9 @@ def _report(error: BaseException, code: int) -> int:
 
 def _unknown_command(command: str) -> NoReturn:
     if command.startswith("-"):
-        raise ArgumentError(f"the command comes first: `cflow fit|test|traverse {command} …`.")
+        raise ArgumentError(f"the command comes first: `cflow fit|test|traverse|report {command} …`.")
     raise ArgumentError(
-        f"unknown command {command!r}, expected fit, test or traverse.{did_you_mean(command, COMMANDS)}"
+        f"unknown command {command!r}, expected {', '.join(COMMANDS)}.{did_you_mean(command, COMMANDS)}"
     )
 
 

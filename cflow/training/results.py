@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .datamodule import SequenceDataModule
     from .module import FlowVAEModule
 
+METRICS = "metrics.json"
 ERROR, COMPOSED = "equivariance_error", "composition"
 TURNING, STDERR = "not_gradient", "_stderr"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
@@ -63,7 +64,7 @@ def weights_output(root: str, pretrained: str) -> Path:
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> Path:
     """Write metrics.json, flat keys to floats, and return its path."""
-    path = folder / "metrics.json"
+    path = folder / METRICS
     files.write(path, f"{json.dumps(dict(metrics), indent=2)}\n".encode())
     return path
 
@@ -83,8 +84,31 @@ def table(metrics: Mapping[str, float]) -> str:
     ± is the standard error over the held-out things. Where it was measured, the last column says how much of the
     velocity is no gradient, see `metrics.not_gradient`.
     """
+    lines = _columns(error_rows(metrics))
+    if composed := composition_rows(metrics):
+        lines += ["", *_columns(composed)]
+    return "\n".join([*lines, "", *_wrapped(rest(metrics))])
+
+
+def transformation_names(metrics: Mapping[str, float]) -> list[str]:
+    """Return the transformations that were measured, with "mean" as the last.
+
+    Example:
+        >>> transformation_names({"equivariance_error/hue": 8.0, "equivariance_error/hue_stderr": 1.0})
+        ['hue']
+    """
     keys = [key for key in metrics if key.startswith(f"{ERROR}/") and not key.endswith(STDERR)]
-    names = [key.removeprefix(f"{ERROR}/") for key in keys]
+    return [key.removeprefix(f"{ERROR}/") for key in keys]
+
+
+def best_trivial(metrics: Mapping[str, float], name: str) -> float:
+    """Return the smallest error of a trivial answer for a transformation, NaN where none was measured."""
+    return min((metrics[f"{key}/{name}"] for key in BASELINES if f"{key}/{name}" in metrics), default=math.nan)
+
+
+def error_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Return the equivariance errors as the cells of a table, whose first row is its head."""
+    names = transformation_names(metrics)
     baselines = {k: v for k, v in BASELINES.items() if any(key.startswith(f"{k}/") for key in metrics)}
     turning = all(f"{TURNING}/{name}" in metrics for name in names)
     spread = f"{ERROR}/mean_stderr" in metrics
@@ -93,22 +117,28 @@ def table(metrics: Mapping[str, float]) -> str:
     for name in names:
         error = metrics[f"{ERROR}/{name}"]
         trivial = [metrics.get(f"{key}/{name}", math.nan) for key in baselines]
-        ratio = min(trivial, default=math.nan) / error if error else math.inf
-        label = _label(name, metrics.get(f"flow/{name}"))
+        ratio = best_trivial(metrics, name) / error if error else math.inf
+        label = label_of(name, metrics.get(f"flow/{name}"))
         numbers = [error, *([metrics[f"{ERROR}/{name}{STDERR}"]] if spread else []), *trivial]
         rows.append([label, *(f"{number:.1f}" for number in numbers), f"{ratio:.2f}"])
         rows[-1] += [f"{metrics[f'{TURNING}/{name}']:.2f}"] if turning else []
-    lines = _columns(rows)
+    return rows
+
+
+def composition_rows(metrics: Mapping[str, float]) -> list[list[str]]:
+    """Return the errors of compositions as the cells of a table with its head; nothing where none were measured."""
     composed = [key for key in metrics if key.startswith(f"{COMPOSED}/") and key.count("/") == 1]
-    if composed:
-        rows = [["composition", "model", *BASELINES.values()]]
-        for key in composed:
-            numbers = [metrics[key], *(metrics.get(f"{key}/{baseline}", math.nan) for baseline in BASELINES)]
-            name = key.removeprefix(f"{COMPOSED}/").replace("_", " ")
-            rows.append([name, *("–" if math.isnan(number) else f"{number:.1f}" for number in numbers)])
-        lines += ["", *_columns(rows)]
-    rest = [_with_spread(key, text, metrics) for key, text in BELOW_THE_TABLE.items() if key in metrics]
-    return "\n".join([*lines, "", *_wrapped(rest)])
+    rows = [["composition", "model", *BASELINES.values()]] if composed else []
+    for key in composed:
+        numbers = [metrics[key], *(metrics.get(f"{key}/{baseline}", math.nan) for baseline in BASELINES)]
+        name = key.removeprefix(f"{COMPOSED}/").replace("_", " ")
+        rows.append([name, *("–" if math.isnan(number) else f"{number:.1f}" for number in numbers)])
+    return rows
+
+
+def rest(metrics: Mapping[str, float]) -> list[str]:
+    """Return what else was measured, each in words."""
+    return [_with_spread(key, text, metrics) for key, text in BELOW_THE_TABLE.items() if key in metrics]
 
 
 def _with_spread(key: str, text: str, metrics: Mapping[str, float]) -> str:
@@ -167,7 +197,7 @@ def draw(
     index = shown_things(test, rows, t, num_samples)
     vae = model.to(device).eval().vae
     flows = flow_of_each(vae, test, device) if model.config.weak and not test.unlabelled else None
-    names = names if flows is None else [_label(name, flow) for name, flow in zip(names, flows, strict=True)]
+    names = names if flows is None else [label_of(name, flow) for name, flow in zip(names, flows, strict=True)]
     real, made = [], []
     for row, things in zip(rows, index, strict=True):
         x = true_frames(test, row, things, t.to(device))
@@ -255,7 +285,7 @@ def _alone(row: Composition) -> int | None:
     return k if row == single(k, len(weights)) else None
 
 
-def _label(name: str, flow: float | None) -> str:
+def label_of(name: str, flow: float | None) -> str:
     """What stands for a transformation, with the number of the flow that it has become where that was inferred."""
     return name.replace("_", " ") + ("" if flow is None else f" (flow {flow:.0f})")
 

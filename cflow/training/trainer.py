@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
@@ -14,10 +16,19 @@ from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
 from .module import FlowVAEModule, check_names
+from .report import REPORT, Chapter, Subject, read_chapter, write_report
 
 
 class FlowTrainer(Trainer):
-    """`pytorch_lightning.Trainer` whose methods are the commands `fit`, `test` and `traverse`."""
+    """`pytorch_lightning.Trainer` whose methods are the commands `fit`, `test`, `traverse` and `report`.
+
+    Attributes:
+        chapter: what `report` says about its run.
+        folder: where `report` writes, for this run alone.
+    """
+
+    chapter: Chapter | None = None
+    folder: Path = Path()
 
     def fit(
         self,
@@ -59,7 +70,7 @@ class FlowTrainer(Trainer):
         out_dir: str | None = None,
         pretrained: str | None = None,
     ) -> list[Mapping[str, float]]:
-        """Measure a checkpoint on held-out images and draw it: metrics.json, and traversals as PNG, GIF and WebP.
+        """Measure a checkpoint on held-out images and draw it: metrics.json, traversals (PNG, GIF, WebP), report.html.
 
         Args:
             ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
@@ -77,6 +88,8 @@ class FlowTrainer(Trainer):
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)
+            chapter = self._chapter(model, datamodule, ckpt_path, pretrained, folder)
+            paths.append(write_report(folder / REPORT, [chapter]))
             print(results.table(numbers))
             results.say_where([*sorted(folder.glob("checkpoints/*.ckpt")), *sorted(folder.glob("config.yaml")), *paths])
         return metrics
@@ -110,6 +123,41 @@ class FlowTrainer(Trainer):
         at_least("--num_samples", num_samples, 1)
         names, frames = results.flow_names(model, datamodule), datamodule.source.times
         rows, t = compositions.asked(names, frames, weights=weights, schedule=schedule, times=times)
+        folder = self._prepare(model, datamodule, ckpt_path, out_dir, pretrained)
+        stem = "traversals" if weights is None and schedule is None else "composition"
+        device = self.strategy.root_device
+        results.say_where(results.draw(model, datamodule, folder, device, num_samples, rows, t, stem))
+
+    def report(
+        self,
+        model: FlowVAEModule,
+        datamodule: SequenceDataModule,
+        ckpt_path: str | None = None,
+        out_dir: str | None = None,
+        pretrained: str | None = None,
+    ) -> None:
+        """Write report.html about a run, or several side by side: what was measured, pictures to play with, settings.
+
+        Runs come first: `cflow report runs/digits/version_0 runs/digits/version_1`; the name of a run's folder, a
+        checkpoint, `last`, or weights that come with cflow.
+
+        Args:
+            ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
+            out_dir: folder for the report; the run's own by default, of several the one that holds them all.
+            pretrained: in place of ckpt_path: weights that come with cflow, by name, or a folder of weights.
+        """
+        self.folder = self._prepare(model, datamodule, ckpt_path, out_dir, pretrained)
+        self.chapter = self._chapter(model, datamodule, ckpt_path, pretrained)
+
+    def _prepare(
+        self,
+        model: FlowVAEModule,
+        datamodule: SequenceDataModule,
+        ckpt_path: str | None,
+        out_dir: str | None,
+        pretrained: str | None,
+    ) -> Path:
+        """Load weights and find the data; return the folder for what comes of it."""
         if pretrained is not None:
             with fitting_weights("--pretrained"):
                 model.load_pretrained(runs.named_weights(pretrained), datamodule.source.names)
@@ -123,10 +171,27 @@ class FlowTrainer(Trainer):
             raise ArgumentError("ckpt_path, pretrained: give one of them, there is nothing to draw with fresh weights.")
         datamodule.prepare_data()
         datamodule.setup("test")
-        folder = results.output_folder(out_dir, ckpt_path)
-        stem = "traversals" if weights is None and schedule is None else "composition"
-        device = self.strategy.root_device
-        results.say_where(results.draw(model, datamodule, folder, device, num_samples, rows, t, stem))
+        return results.output_folder(out_dir, ckpt_path)
+
+    def _chapter(
+        self,
+        model: FlowVAEModule,
+        datamodule: SequenceDataModule,
+        ckpt_path: str | Path | None,
+        pretrained: str | None,
+        measured: Path | None = None,
+    ) -> Chapter:
+        """What the report says about a model, whose metrics.json is in a folder; by default beside its weights."""
+        subject, folder = Subject(model, datamodule, self.strategy.root_device), measured or Path()
+        name, run = folder.resolve().name, None
+        stored: Callable[[], dict[str, Any]] = dict
+        if pretrained is not None:
+            folder = runs.named_weights(pretrained)
+            name, stored = folder.resolve().name, partial(runs.weights_options, folder)
+        elif ckpt_path is not None:
+            run = folder = runs.run_folder(Path(ckpt_path))
+            name, stored = f"{run.parent.name}/{run.name}", partial(runs.stored_options, Path(ckpt_path))
+        return read_chapter(subject, name, measured or folder, stored, run)
 
 
 @contextmanager
