@@ -66,7 +66,7 @@ def stored_step(path) -> int:
 
 def test_fit_writes_the_files_of_a_run(fitted) -> None:
     run, _ = fitted
-    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif", "traversals.webp"):
+    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif", "traversals.webp", "report.html"):
         assert (run / name).stat().st_size > 0
     assert list(run.glob("events.out.tfevents.*"))
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
