@@ -184,7 +184,8 @@ class _Saved:
 
 
 def _live_tensors() -> list[Tensor]:
-    return [x for x in gc.get_objects() if issubclass(type(x), Tensor) and x.layout == torch.strided]
+    kinds = (Tensor, torch.nn.Parameter)  # others, such as those of a tracer, have no memory of their own
+    return [x for x in gc.get_objects() if type(x) in kinds and x.layout == torch.strided]
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:

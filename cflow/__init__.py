@@ -6,11 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import composition, data, interop, metrics, nets, pde, plots
+    from . import composition, data, interop, metrics, nets, pde, plots, populations
     from .checkpoint import load
     from .errors import ArgumentError, ArgumentTypeError, CflowError, DataError, DependencyError, IntegrationError
     from .flow import FlowPath, PotentialFlow
-    from .potentials import MLPPotential, Potential, QuadraticPotential, RidgePotential, SumPotential
+    from .potentials import MLPPotential, Potential, QuadraticPotential, RescaledPotential, RidgePotential, SumPotential
     from .priors import DiffusionPrior
     from .selection import Schedule
     from .solenoidal import SkewLinear, Solenoidal
@@ -23,13 +23,14 @@ __version__ = "0.2.0"
 
 # public name → module; looked up when it is first asked for, so that `cflow --version` needs no PyTorch
 _HOME = {
-    **dict.fromkeys(("composition", "data", "interop", "metrics", "nets", "pde", "plots"), ""),
+    **dict.fromkeys(("composition", "data", "interop", "metrics", "nets", "pde", "plots", "populations"), ""),
     "load": "checkpoint",
     **dict.fromkeys(("ArgumentError", "ArgumentTypeError", "CflowError", "DataError"), "errors"),
     **dict.fromkeys(("DependencyError", "IntegrationError"), "errors"),
     **dict.fromkeys(("FlowPath", "PotentialFlow"), "flow"),
     **dict.fromkeys(
-        ("MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"), "potentials"
+        ("MLPPotential", "Potential", "QuadraticPotential", "RescaledPotential", "RidgePotential", "SumPotential"),
+        "potentials",
     ),
     "DiffusionPrior": "priors",
     "Schedule": "selection",
@@ -57,6 +58,7 @@ __all__ = [
     "Potential",
     "PotentialFlow",
     "QuadraticPotential",
+    "RescaledPotential",
     "RidgePotential",
     "Schedule",
     "SkewLinear",
@@ -72,6 +74,7 @@ __all__ = [
     "nets",
     "pde",
     "plots",
+    "populations",
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 
+import torch
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
@@ -47,6 +48,12 @@ def at_least(name: str, x: float, least: int) -> None:
     """Raise an ArgumentError for a number below the least one allowed."""
     if x < least:
         raise ArgumentError(f"{name}={x!r} must be at least {least}.")
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether there is no NaN or infinity. Where all is well it is one sum and one read of the device."""
+    x = x.detach()
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())  # a sum may overflow
 
 
 def float_images(name: str, x: object) -> Tensor:

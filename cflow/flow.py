@@ -119,7 +119,6 @@ class PotentialFlow(Pretrained):
         self.solver = as_solver(solver)
         self.divergence_estimator: Divergence = divergence
         self.compiled = Compiled() if compile else None
-        self._called = False
         for name in ("dim", "num_flows"):
             sizes = [getattr(part, name, None) for part in (self.net, self.solenoidal)]
             if None not in sizes and sizes[0] != sizes[1]:
@@ -128,6 +127,9 @@ class PotentialFlow(Pretrained):
                 )
         num_flows = self.declared("num_flows")
         self._num_flows = None if num_flows is None else positive_int("num_flows", num_flows)
+        # closed forms do what they declare; to ask them would leave an empty region in an exported program
+        closed = (self.net is None or is_closed(self.net)) and (self.solenoidal is None or self.solenoidal.is_closed)
+        self._called = closed and self._num_flows is not None
 
     def declared(self, name: Literal["dim", "num_flows"]) -> int | None:
         """D or K, from an attribute of that name of the potential or the solenoidal part; None where neither has it."""
@@ -213,7 +215,7 @@ class PotentialFlow(Pretrained):
         backwards = through == "ends backwards"
         with full_precision(_device(z0)):
             z0, context = self._state(z0, context, "z1" if backwards else "z0")
-            batch = len(z0)
+            batch = z0.shape[0]  # not len(z0), which an exported program would keep
             with concrete():
                 times = parse_times(_given(t), batch=batch, least=1 if through == "all" else 2)
                 times = times.reversed() if backwards else times
@@ -307,7 +309,7 @@ class PotentialFlow(Pretrained):
 
     def num_flows_at(self, z: Tensor, t: Tensor, context: Tensor | None) -> int:
         """K. A user's module is called once, at z (B, D), t () or (B,) and the context, to learn or to check it."""
-        if self._num_flows is None or not (self._called or len(z) == 0):
+        if self._num_flows is None or not (self._called or z.shape[0] == 0):
             counts = []
             with torch.no_grad():
                 if self.net is not None and (self._num_flows is None or not is_closed(self.net)):

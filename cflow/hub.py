@@ -25,7 +25,9 @@ ROOT = "model"
 
 # What a file may name → the room it is in; looked up when it is asked for, as the rooms above use this one.
 KINDS = {
-    **dict.fromkeys(("MLPPotential", "QuadraticPotential", "RidgePotential", "SumPotential"), "potentials"),
+    **dict.fromkeys(
+        ("MLPPotential", "QuadraticPotential", "RescaledPotential", "RidgePotential", "SumPotential"), "potentials"
+    ),
     **dict.fromkeys(("SkewLinear", "Solenoidal", "SolenoidalSum"), "solenoidal"),
     "Solver": "solve",
     "PotentialFlow": "flow",

@@ -13,6 +13,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
+from .checks import all_finite
 from .errors import ArgumentError, ArgumentTypeError
 from .modes import ordinary, traced
 
@@ -64,10 +65,18 @@ class Times:
                 f"t: expected shape (N,) or (N, B) with B = {batch}, or a pair of (B,) tensors, got "
                 f"{tuple(times.shape)}"
             )
-        steps = times.detach().diff(dim=0)
-        if steps.numel() and not traced() and not bool(((steps.amin(0) >= 0) | (steps.amax(0) <= 0)).all()):
+        if not traced() and _turns_back(times.detach()):
             raise ArgumentError("t: expected times that do not turn back (each row increasing, or each decreasing)")
         return self
+
+
+def _turns_back(times: Tensor) -> bool:
+    """Whether times (N,), or of some row (N, B), both increase and decrease."""
+    if times.ndim == 1:
+        t = times.tolist()
+        return t not in (sorted(t), sorted(t, reverse=True))
+    steps = times.diff(dim=0)
+    return bool(steps.numel()) and not bool(((steps.amin(0) >= 0) | (steps.amax(0) <= 0)).all())
 
 
 TimesLike = Times | Instant | Sequence[Instant]
@@ -101,7 +110,7 @@ def as_time_tensor(t: TimesLike, name: str = "t") -> Tensor:
         raise ArgumentTypeError(f"{name}: expected real times, got a tensor of {out.dtype}")
     if not out.is_floating_point():
         out = out.double()
-    if not traced() and not bool(torch.isfinite(out.detach()).all()):
+    if not traced() and not all_finite(out):
         raise ArgumentError(f"{name}: expected finite times, got NaN or infinity")
     return ordinary(out)
 

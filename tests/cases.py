@@ -71,12 +71,13 @@ POTENTIALS: dict[str, Callable[[int, int], nn.Module]] = {
     "quadratic": quadratic,
     "quadratic without shift": lambda d, k: cflow.QuadraticPotential(0.3 * torch.randn(k, d, d)),
     "sum": lambda d, k: quadratic(d, k) + mlp(d, k) + ridge(d, k),
+    "rescaled": lambda d, k: cflow.RescaledPotential(ridge(d, k), torch.randn(d), 1.3, 0.4, 1.7),
     "sum with user's": lambda d, k: quadratic(d, k) + ridge(d, k) + Users(d, k),
     "user's": Users,
     "user's with context": UsersWithContext,
 }  # name → make(dim, num_flows)
 OURS = [name for name in POTENTIALS if "user's" not in name]
-CLOSED_FORMS = [name for name in OURS if name != "mlp tanh"]  # whose fields are linear in the weights
+CLOSED_FORMS = [name for name in OURS if name not in ("mlp tanh", "rescaled")]  # whose fields are linear in the weights
 ONE_OF_EACH = ["mlp", "ridge", "quadratic", "sum with user's", "user's"]  # where all would take long
 
 # --- divergence-free parts, and flows -----------------------------------------------------------------------
@@ -129,7 +130,7 @@ FLOWS: dict[str, Callable[..., PotentialFlow]] = {
     **MORE_THAN_A_GRADIENT,
 }  # name → make(dim, num_flows, **settings)
 ONE_FLOW_OF_EACH = [*ONE_OF_EACH, *MORE_THAN_A_GRADIENT]
-CLOSED_FLOWS = [*OURS, "mlp and skew", "sum and turned mlps"]
+CLOSED_FLOWS = [*(name for name in OURS if name != "rescaled"), "mlp and skew", "sum and turned mlps"]
 
 # --- methods and solvers ------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ import torchdiffeq
 from cases import ADAPTIVE, FIXED_RUNGE_KUTTA
 from torch import Tensor, nn
 
-from cflow import IntegrationError, PotentialFlow, Solver
+from cflow import IntegrationError, MLPPotential, PotentialFlow, Schedule, Solver
+from cflow.solve import explicit
 
 
 def drive(t):
@@ -116,3 +118,56 @@ def test_a_low_order_that_needs_more_than_max_steps():
     with pytest.raises(IntegrationError, match=r"max_steps=5 steps\. "):
         PotentialFlow(Sine(), solver=Solver("dopri5", **tolerances, max_steps=5))(exact(t)[0], None, t)
     assert PotentialFlow(Sine(), solver=Solver("dopri5", **tolerances)).solve(exact(t)[0], None, t).steps < 50
+
+
+FORMS = {
+    "landing": (0, torch.tensor([0.0, 0.3, 1.1, 2.0], dtype=torch.float64)),
+    "schedule": (Schedule([0.0, 0.7, 1.4, 2.0], [1, torch.tensor([0.5, -1.0]), 0]), (0.0, 1.2, 2.0)),
+    "times of rows": (torch.tensor([0, 1, 1]), torch.tensor([[0.0, 2.0, 0.1], [0.4, 1.0, 0.1], [1.7, 0.2, 2.0]])),
+}
+
+
+@pytest.mark.parametrize("gradient", ["direct", "discrete"])
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("method", [*ADAPTIVE, *FIXED_RUNGE_KUTTA])
+def test_the_steps_are_torchdiffeqs_own(method, form, backward, gradient, monkeypatch):
+    torch.manual_seed(0)
+    tolerance = 1e-3 if method in ("fehlberg2", "adaptive_heun", "bosh3") else 1e-6
+    steps = {"step_size": 0.25}
+    if method in ADAPTIVE:
+        steps = {"rtol": tolerance, "atol": tolerance, "options": {"first_step": 1.5}}  # which is rejected
+    flow = PotentialFlow(MLPPotential(3, 2), solver=Solver(method, gradient=gradient, **steps)).double()
+    with torch.no_grad():
+        flow.net.a.mul_(8)
+    z0, (k, t) = torch.randn(3, 3, dtype=torch.float64), FORMS[form]
+    if backward:
+        t = t.flip(0) if isinstance(t, Tensor) else t[::-1]
+    found = []
+    for known in explicit.KNOWN, ():  # torchdiffeq's own solvers under an unknown version
+        monkeypatch.setattr(explicit, "KNOWN", known)
+        z = z0.clone().requires_grad_()
+        path = flow.solve(z, k, t, kinetic_energy=True)
+        gradients = torch.autograd.grad(path.z[1:].square().sum(), [z, *flow.parameters()])
+        found.append(((path.z, path.kinetic_energy), (path.steps, path.nfe), gradients))
+    (states, counts, gradients), theirs = found
+    assert counts == theirs[1]
+    torch.testing.assert_close(states, theirs[0], rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(gradients, theirs[2], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"first_step": 0.1}, {"safety": 0.5, "ifactor": 2.0, "dfactor": 0.6}, {"min_step": 0.4}, {"max_step": 0.2}],
+)
+def test_options_of_the_step_control(options, monkeypatch):
+    torch.manual_seed(0)
+    solver = Solver("bosh3", rtol=1e-4, atol=1e-4, options=options)
+    flow, z0 = PotentialFlow(MLPPotential(3).double(), solver=solver), 5 * torch.randn(3, 3, dtype=torch.float64)
+    ours = flow.solve(z0, t=(0.0, 1.0, 3.0))
+    plain = PotentialFlow(flow.net, solver=replace(solver, options={})).solve(z0, t=(0.0, 1.0, 3.0))
+    assert ours.steps != plain.steps
+    monkeypatch.setattr(explicit, "KNOWN", ())
+    theirs = flow.solve(z0, t=(0.0, 1.0, 3.0))
+    assert (ours.steps, ours.nfe) == (theirs.steps, theirs.nfe)
+    torch.testing.assert_close(ours.z, theirs.z, rtol=1e-13, atol=1e-13)

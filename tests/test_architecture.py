@@ -12,6 +12,7 @@ import torch
 from cases import FLOWS, GRADIENTS, ONE_FLOW_OF_EACH, any_solver
 
 import cflow
+from cflow.solve import explicit
 
 ROOT = Path(cflow.__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,7 +28,7 @@ ROWS = [
     "flow",
     "pde inference",
     "objectives",
-    "vae traversal",
+    "vae traversal populations",
     "nets",
     "checkpoint",
     "interop",
@@ -140,14 +141,17 @@ def is_formula(frame) -> bool:
 
 
 def ways(call):
-    """The stacks of our frames between torchdiffeq's call of the field and a formula, while `call` runs."""
+    """The stacks of our frames between a solver's call of the field and a formula, while `call` runs."""
     found = []
+
+    def is_solver(frame) -> bool:
+        return "torchdiffeq" in frame.f_code.co_filename or frame.f_code.co_filename == explicit.__file__
 
     def watch(frame, event, arg):
         if event != "call" or not is_formula(frame):
             return
         way, frame = [], frame.f_back
-        while frame is not None and "torchdiffeq" not in frame.f_code.co_filename:
+        while frame is not None and not is_solver(frame):
             if is_formula(frame):
                 return
             if is_ours(frame):

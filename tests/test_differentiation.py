@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import cflow
 from cflow import MLPPotential, PotentialFlow, QuadraticPotential, Schedule, Solver, SumPotential
+from cflow.solve import explicit
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -192,8 +193,10 @@ def test_log_densities_are_differentiated_twice_where_nothing_else_is_asked_for(
     assert torch.autograd.gradgradcheck(change, z0, atol=1e-6)
 
 
+@pytest.mark.parametrize("known", [True, False])  # or else torchdiffeq's own solvers
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_landings_one_rounding_before_the_end_of_a_step(method):
+def test_landings_one_rounding_before_the_end_of_a_step(method, known, monkeypatch):
+    monkeypatch.setattr(explicit, "KNOWN", explicit.KNOWN if known else ())
     net, found = MLPPotential(4, 2), []
     for mode in ("discrete", "direct"):
         options = {"first_step": 0.1, "max_step": 0.1}

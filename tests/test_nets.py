@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal
 
 import cflow
@@ -210,3 +211,48 @@ def test_a_users_weights_stay_as_they_are():
     body = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Unflatten(1, (1, 4, 4)))
     before = body[0].weight.clone()
     torch.testing.assert_close(nets.Decoder(body, (1, 4, 4)).body[0].weight, before)
+
+
+# --- networks that exist already --------------------------------------------------------------------------------
+
+
+class Named(nn.Module):
+    """What returns a mapping of names, as many libraries' networks do."""
+
+    def __init__(self, body, *names):
+        super().__init__()
+        self.body, self.names = body, names
+
+    def forward(self, x):
+        return dict(zip(self.names, self.body(x).chunk(len(self.names), -1), strict=True))
+
+
+def test_a_model_of_networks_that_return_tensors(float64):
+    torch.manual_seed(1)
+    encoder = Named(nn.Linear(6, 8), "mean", "log_variance")
+    decoder = Named(nn.Linear(4, 6), "made")
+    q = nets.NormalEncoder(encoder, read=lambda out: (out["mean"], out["log_variance"]))
+    p = nets.NormalDecoder(decoder, read=lambda out: out["made"], scale=0.5)
+    x, z = torch.randn(5, 6), torch.randn(3, 5, 4)
+    mean, log_variance = encoder.body(x).chunk(2, -1)
+    by_hand = torch.distributions.Normal(mean, log_variance.exp().sqrt())
+    torch.testing.assert_close(q(x).log_prob(z[0]), by_hand.log_prob(z[0]).sum(-1))
+    frames = torch.randn(3, 5, 6)
+    by_hand = torch.distributions.Normal(decoder.body(z), 0.5)
+    torch.testing.assert_close(p(z).log_prob(frames), by_hand.log_prob(frames).sum(-1))
+    vae = cflow.FlowVAE(
+        q, p, cflow.PotentialFlow(cflow.RidgePotential(4, 2), solver=cflow.Solver("rk4", step_size=1.0))
+    )
+    vae.elbo(torch.randn(5, 3, 6), torch.tensor([0, 1, 0, 1, 1])).loss.backward()
+    assert all(parameter.grad is not None for parameter in vae.parameters())
+
+
+def test_networks_that_return_something_else_say_what_was_wanted():
+    with pytest.raises(cflow.CflowError, match=r"pair of tensors \(B, D\).*got dict.*read=lambda"):
+        nets.NormalEncoder(Named(nn.Linear(6, 8), "mean", "log_variance"))(torch.randn(5, 6))
+    with pytest.raises(cflow.CflowError, match=r"pair.*\(5, 4\), \(5, 3\)"):
+        nets.NormalEncoder(nn.Linear(6, 7), read=lambda y: (y[:, :4], y[:, 4:]))(torch.randn(5, 6))
+    with pytest.raises(cflow.CflowError, match=r"one for each of the M = 15 states, got dict"):
+        nets.NormalDecoder(Named(nn.Linear(4, 6), "made"))(torch.randn(3, 5, 4))
+    with pytest.raises(cflow.CflowError, match="scale"):
+        nets.NormalDecoder(nn.Linear(4, 6), scale=0.0)

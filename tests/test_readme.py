@@ -34,6 +34,6 @@ def test_commands_name_what_the_project_has():
 
 
 def test_links_and_length():
-    assert TEXT.count("\n") <= 175
+    assert TEXT.count("\n") <= 150
     for target in re.findall(r"\]\(([^)]+)\)", TEXT):
         assert target.startswith("https://") or (ROOT / target.split("#")[0]).exists(), target

@@ -109,6 +109,25 @@ def test_export(name):
         torch.testing.assert_close(program(2 * z), flow.trajectory(2 * z, 1, [0.0, 0.7, 2.0]))
 
 
+def test_an_exported_program_can_be_kept_and_takes_any_batch(tmp_path):
+    """While gradients are recorded too, where an empty region without them would come back as no program."""
+    flow, z = PotentialFlow(cflow.RidgePotential(D, K), solver=RK4), torch.randn(B, D)
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.flow = flow
+
+        def forward(self, z):
+            return self.flow(z, 1, t=(0.0, 2.0))
+
+    shapes = {"z": {0: torch.export.Dim("batch", min=2)}}
+    torch.export.save(torch.export.export(Model(), (z,), dynamic_shapes=shapes), tmp_path / "program.pt2")
+    program = torch.export.load(tmp_path / "program.pt2").module()
+    many = torch.randn(3 * B, D)
+    torch.testing.assert_close(program(many), flow(many, 1, t=(0.0, 2.0)))
+
+
 def test_what_cannot_be_transformed_says_so():
     with pytest.raises(cflow.CflowError, match=r"torch\.export"):
         torch.export.export(PotentialFlow(Users(), solver=RK4), (torch.randn(B, D), 1, (0.0, 1.0)))

@@ -1,5 +1,6 @@
 """Networks for images: encoders and decoders that return distributions, and whole models from plain values."""
 
+from .adapters import NormalDecoder, NormalEncoder
 from .build import NETWORKS, POTENTIALS, ModelConfig, build_potential, build_solenoidal, build_vae
 from .networks import (
     ConvDecoder,
@@ -31,6 +32,8 @@ __all__ = [
     "MLPEncoder",
     "MLPSequenceEncoder",
     "ModelConfig",
+    "NormalDecoder",
+    "NormalEncoder",
     "PaperDecoder",
     "PaperEncoder",
     "SequenceEncoder",

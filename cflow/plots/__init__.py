@@ -10,12 +10,16 @@ from .animation import traversal_animation
 from .curves import training_curves, work_precision
 from .grids import traversal_grid
 from .plane import density, potential_surface, trajectories, velocity_field
+from .populations import population_animation, population_landscape, population_marginals
 from .style import GENERATED_COLOUR as GENERATED_COLOUR
 from .style import PALETTE as PALETTE
 from .style import TRUE_COLOUR as TRUE_COLOUR
 
 __all__ = [
     "density",
+    "population_animation",
+    "population_landscape",
+    "population_marginals",
     "potential_surface",
     "training_curves",
     "trajectories",

@@ -3,6 +3,7 @@
 from .base import Potential, SumPotential
 from .mlp import MLPPotential
 from .quadratic import QuadraticPotential
+from .rescaled import RescaledPotential
 from .ridge import RidgePotential
 
-__all__ = ["MLPPotential", "Potential", "QuadraticPotential", "RidgePotential", "SumPotential"]
+__all__ = ["MLPPotential", "Potential", "QuadraticPotential", "RescaledPotential", "RidgePotential", "SumPotential"]

@@ -7,6 +7,7 @@ detached copies, none of which depends on another.
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..modes import ordinary, recorded
+from ..modes import ordinary, recorded, unrecorded
 
 Tensors = tuple[Tensor, ...]
 Time = Any  # what one evaluation reads of its time: a field's own, handed back to it as it came
@@ -81,6 +82,10 @@ class VelocityField(ABC):
 
     tensors: Tensors
     plain: bool
+
+    def mode(self) -> contextlib.AbstractContextManager[object]:
+        """Where a solve evaluates it: nothing is recorded that need not be, see `unrecorded`."""
+        return unrecorded() if self.plain else contextlib.nullcontext()
 
     @abstractmethod
     def with_tensors(self, tensors: Tensors) -> Self:

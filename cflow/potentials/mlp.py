@@ -234,7 +234,9 @@ class MLPClosedForm(StackedForm):
         shape = len(dq), len(states.tangents), -1, dq.shape[-1]
         grad_w1, grad_b1 = self.first_gradient(states, [each[3] for each in states.tangents], r, w1_total)
         grad_w2 = add_product(add_product(w2_total, q.mT, h1, 0.125), dq.mT, x, 0.5)
-        grad_c = (0.125 * sigmoid_vjp(a2, s2)).view(shape).sum((1, 2) if c.shape[1] == 1 else 1).view(c.shape)
+        grad_c = sigmoid_vjp(a2, s2).view(shape)
+        grad_c = grad_c.sum((1, 2)) if c.shape[1] == 1 else grad_c.sum(1) if shape[1] > 1 else grad_c[:, 0]
+        grad_c = grad_c.mul_(0.125).view(c.shape)
         grads = grad_w1, grad_b1, grad_w2, grad_c
         if self.base:
             times = 0.5 * torch.bmm(dq, w2).view(shape)

@@ -14,7 +14,6 @@ References:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CflowError
-from ..modes import ordinary, unrecorded
+from ..modes import ordinary
 from ..potentials.field import VelocityField
 from .rhs import Clock
 from .state import State
@@ -63,7 +62,7 @@ class Replay:
 
     def __init__(self, field: VelocityField, clock: Clock, state: State, table: Tableau, steps: Sequence[Step]) -> None:
         self.state, self.table, self.steps, self.rate = state, table, steps, clock.rate
-        self.plain = field.plain
+        self.mode = field.mode
         states: list[Tensor] = []
         points: list[float] = []
         for step in steps:
@@ -84,7 +83,7 @@ class Replay:
         left = dict(zip(outputs, cotangent, strict=True))
         ends = [*(step.start for step in self.steps[1:]), outputs[-1]]
         grad_y, grad_last = torch.zeros_like(cotangent[0]), None
-        with unrecorded() if self.plain else contextlib.nullcontext():
+        with self.mode():
             for step, end in zip(reversed(self.steps), reversed(ends), strict=True):
                 if end in left:
                     grad_y = grad_y + left.pop(end)

@@ -12,14 +12,13 @@ import torchdiffeq
 from torch import Tensor
 
 from ..errors import ArgumentError, IntegrationError
-from ..modes import ordinary, traced, unrecorded
+from ..modes import ordinary, traced
 from .costs import Costs
+from .explicit import adaptive_steps, fixed_steps, knows_torchdiffeq
 from .rhs import RightHandSide
 from .segments import Segment
 from .solver import Solver
-from .steps import Function, Missed, Step, function_of
-from .tableau import tableau
-from .traced import fixed_steps
+from .steps import AdaptiveSteps, FixedSteps, Function, Missed, Step, function_of
 
 
 @dataclass
@@ -61,8 +60,8 @@ class Integrator:
             IntegrationError: more than `max_steps` steps, or an adaptive step that shrinks to nothing.
         """
         function = self._begin(rhs, y, segment, [0.0, *segment.outputs])
-        if traced():
-            return self._traced(function, y)
+        if traced() or (adjoint_of is None and function.table is not None and knows_torchdiffeq()):
+            return self._explicit(function, y, kept)
         steps = self.costs.steps
         try:
             return self._odeint(function, y, adjoint_of, kept)[1:]
@@ -90,7 +89,7 @@ class Integrator:
         options = function.options(s)
         settings = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol, "options": options}
         try:
-            with unrecorded() if function.rhs.field.plain else contextlib.nullcontext():
+            with function.rhs.field.mode():
                 if adjoint_of is None:
                     out: Tensor = torchdiffeq.odeint(called, y, s, **settings)
                 else:
@@ -106,15 +105,18 @@ class Integrator:
         landed = function.landed(ordinary(out))
         return landed if adjoint_of is None else out + (landed - out).detach()
 
-    def _traced(self, function: Function, y: Tensor) -> Tensor:
-        table = tableau(self.solver.method)
-        if not function.grid or table is None:
-            raise ArgumentError(
-                f"solver: {self.solver.method!r} chooses its steps by the values of tensors, which torch.func and "
-                "torch.export hide; use an explicit fixed-step method, such as Solver('rk4', step_size=0.5)"
-            )
-        self.costs.nfe += (len(function.grid) - 1) * table.evaluated
-        return fixed_steps(function.rhs, y, function.outputs[1:], function.grid, table)
+    def _explicit(self, function: Function, y: Tensor, kept: list[Step] | None) -> Tensor:
+        with function.rhs.field.mode():
+            if isinstance(function, FixedSteps) and function.table is not None:
+                states = fixed_steps(function, function.table, y, kept)
+            elif isinstance(function, AdaptiveSteps) and not traced():
+                states = adaptive_steps(function, y, kept)
+            else:
+                raise ArgumentError(
+                    f"solver: {self.solver.method!r} chooses its steps by the values of tensors, which torch.func and "
+                    "torch.export hide; use an explicit fixed-step method, such as Solver('rk4', step_size=0.5)"
+                )
+        return torch.stack(states)
 
     def locate_failure(self, rhs: RightHandSide, y: Tensor, segment: Segment) -> IntegrationError:
         """Run a segment that ended in NaN or infinity once more, to find out when."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from ..checks import all_finite
 from ..errors import ArgumentError, IntegrationError
 from ..fields import Dynamics, Rows
 from ..modes import concrete, traced
@@ -57,7 +58,7 @@ class Solve:
             times = requested.values.to(z0.device).double()
             if selection.boundaries is not None:
                 selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
-        cut = plan.segments(times, selection, len(z0))
+        cut = plan.segments(times, selection, z0.shape[0])
         integrator = Integrator(self.solver, plan.slack, self.costs)
         divergence = self.state.needs_divergence
         copied = self.solver.gradient_mode(log_density=divergence) != "direct"
@@ -69,7 +70,7 @@ class Solve:
             segments.append((states[-1], segment))
             states += self._advance(integrator, states[-1], segment)
         knots = torch.stack(states)
-        if not traced() and not bool(torch.isfinite(knots.detach()).all()):
+        if not traced() and not all_finite(knots):
             raise self._failure(integrator, states, segments)
         return plan.at_requested(knots)
 
@@ -83,7 +84,7 @@ class Solve:
                     "steps; give plain numbers, or map over flows and states alone"
                 ) from None
             return
-        if not bool(torch.isfinite(z0.detach()).all()):
+        if not all_finite(z0):
             raise IntegrationError(
                 "z0: expected finite states, got NaN or infinity; look for what made them",
                 t=float(times.values.detach().flatten()[0]),

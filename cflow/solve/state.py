@@ -101,7 +101,7 @@ class State:
 
     def unpack(self, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """z (…, D) and the integrals (…) of states (…, D + E)."""
-        return self.z(y), dict(zip(self.names, y[..., self.dim :].unbind(-1), strict=True))
+        return self.z(y), {name: y[..., self.dim + i] for i, name in enumerate(self.names)}
 
     def derivative(self, v: Tensor, divergence: Tensor | None, rate: Rate) -> Tensor:
         """d(state)/ds (R, D + E)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import IntegrationError
 from ..modes import ordinary
 from .costs import Costs
-from .norms import adjoint_norm, batch_norm, of_samples
+from .norms import Norm, adjoint_norm, batch_norm, of_samples
 from .rhs import RightHandSide
 from .scipy_methods import counting_method
 from .segments import Segment
@@ -54,7 +54,10 @@ class Function:
         solver, costs, rhs, segment: what is solved, and what it has cost.
         outputs: points of the solver's clock at which states are wanted, the first of which is the start.
         grid: ends of a fixed-step method's steps; empty for others.
+        table: the tableau of an explicit Runge-Kutta method; None for others.
     """
+
+    table: Tableau | None = None
 
     def __init__(
         self, solver: Solver, costs: Costs, rhs: RightHandSide, segment: Segment, outputs: Sequence[float]
@@ -140,8 +143,8 @@ class FixedSteps(Function):
                 )
             self.grid += [start + (end - start) * i / n for i in range(1, n)] + [end]
         self.costs.steps += len(self.grid) - 1
-        table = tableau(solver.method) if not set(solver.options) & {"perturb", "interp"} else None
-        self.stages = table.c[: table.evaluated] if table else ()
+        self.table = None if solver.options.get("perturb") else tableau(solver.method)
+        self.stages = self.table.c[: self.table.evaluated] if self.table else ()
         self.step_by_step = bool(self.stages) and self.rhs.clock.of_rows
         if self.stages and not self.step_by_step:
             ends = itertools.pairwise(self.grid)
@@ -173,12 +176,18 @@ class FixedSteps(Function):
         """Before each step."""
         start, end = self.grid[self.index], self.grid[self.index + 1]
         self.index += 1
+        self.plan_step(start, end - start)
+
+    def plan_step(self, start: float, size: float) -> None:
+        """Prepare the times of a step, unless those of all steps have been."""
         if self.step_by_step:
-            self.rhs.plan([start + c * (end - start) for c in self.stages])
+            self.rhs.plan([start + c * size for c in self.stages])
 
 
 class AdaptiveSteps(Function):
     """For adaptive methods, whose steps torchdiffeq reports through callbacks: they land on the outputs."""
+
+    table: Tableau
 
     def begin(self, y: Tensor, slack: float) -> None:
         """Nothing has been evaluated yet."""
@@ -195,10 +204,12 @@ class AdaptiveSteps(Function):
         return KeptAdaptiveSteps(self, kept)
 
     def options(self, s: Tensor) -> Options:
-        given, state = dict(self.solver.options), self.rhs.state
-        own = given.get("norm")
-        norm = batch_norm(state.dim, state.samples) if own is None else of_samples(own, state.samples)
-        return {**given, "step_t": s, "norm": norm}  # outputs that are landed on need no interpolation
+        return {**self.solver.options, "step_t": s, "norm": self.norm()}  # landed on: no interpolation
+
+    def norm(self) -> Norm:
+        """The error norm of states (R, C)."""
+        own, state = self.solver.options.get("norm"), self.rhs.state
+        return batch_norm(state.dim, state.samples) if own is None else of_samples(own, state.samples)
 
     def adjoint_options(self, options: Options) -> Options:
         return {**options, "norm": adjoint_norm(self.rhs.state.dim, self.rhs.state.samples)}
@@ -212,7 +223,7 @@ class AdaptiveSteps(Function):
     def callback_step(self, s: Tensor, y: Tensor, ds: Tensor) -> None:
         """Before each trial step: stop a solve that stalls or takes too many steps; prepare its times."""
         start, size = float(s.detach()), float(ds.detach())
-        self._check(start, size, y, backward=False)
+        self.check_trial(start, size, y)
         if start in self.outputs:
             self.starts[start] = y
         if ds.requires_grad:  # by a norm of the user's
@@ -231,9 +242,10 @@ class AdaptiveSteps(Function):
 
     def callback_step_adjoint(self, s: Tensor, y: tuple[Tensor, ...], ds: Tensor) -> None:
         """Before each trial step of the backward solve, whose state is (t, y, adjoint of y, …)."""
-        self._check(float(s), float(ds), y[1], backward=True)
+        self.check_trial(float(s), float(ds), y[1], backward=True)
 
-    def _check(self, s: float, ds: float, y: Tensor, backward: bool) -> None:
+    def check_trial(self, s: float, ds: float, y: Tensor, backward: bool = False) -> None:
+        """Stop a solve that stalls or takes too many steps, before one that is tried from s on the solver's clock."""
         if not s + ds > s:
             raise self.failure(abs(s), y, "the step size shrank to nothing")
         self.count_trial(abs(s), y, backward)

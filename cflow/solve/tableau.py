@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -28,12 +28,21 @@ class Tableau:
         reuses_last: whether the first stage of a step is the last stage of the step before although that lies at
             another y, as in torchdiffeq's adaptive_heun and fehlberg2. (A method that is FSAL, first same as last,
             evaluates its last stage at y' and has nothing to carry over.)
+        order: the order of the method.
+        error: weights of the error estimate h Σ_i e_i k_i of an adaptive method.
     """
 
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
     reuses_last: bool = False
+    order: int = 0
+    error: tuple[float, ...] = ()
+
+    @property
+    def is_fsal(self) -> bool:
+        """Whether the last stage lies at y'."""
+        return self.b[-1] == 0 and self.b[:-1] == self.a[-1]
 
     @property
     def evaluated(self) -> int:
@@ -47,29 +56,27 @@ def tableau(method: str) -> Tableau | None:
 
     Example:
         >>> tableau("heun2")
-        Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5), reuses_last=False)
+        Tableau(c=(0.0, 1.0), a=((), (1.0,)), b=(0.5, 0.5), reuses_last=False, order=2, error=())
         >>> tableau("implicit_adams") is None
         True
     """
     cls = SOLVERS[method]
     with concrete():
         if issubclass(cls, RKAdaptiveStepsizeODESolver):
-            return _adaptive(cls.tableau)
+            return _adaptive(cls.tableau, cls.order)
         if issubclass(cls, FixedGridODESolver) and "adams" not in method:
             return _fixed(cls)
     return None
 
 
-def _adaptive(table: Any) -> Tableau:
+def _adaptive(table: Any, order: int) -> Tableau:
     rows = [cast(list[float], row.double().tolist()) for row in table.beta]
-    b = table.c_sol.double().tolist()
-    fsal = b[-1] == 0 and b[:-1] == rows[-1]
-    return Tableau(
-        (0.0, *table.alpha.double().tolist()), ((), *(tuple(row) for row in rows)), tuple(b), reuses_last=not fsal
-    )
+    c, b, error = ((x.double().tolist()) for x in (table.alpha, table.c_sol, table.c_error))
+    made = Tableau((0.0, *c), ((), *(tuple(row) for row in rows)), tuple(b), order=order, error=tuple(error))
+    return replace(made, reuses_last=not made.is_fsal)
 
 
-def _fixed(cls: type) -> Tableau:
+def _fixed(cls: Any) -> Tableau:
     """Take one step of y' = e_i, the i-th unit vector at the i-th evaluation: its states are the rows of a."""
     size = 16
     c: list[float] = []
@@ -82,5 +89,5 @@ def _fixed(cls: type) -> Tableau:
 
     zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     start = torch.zeros(size, dtype=torch.float64)
-    step = cls(func=stage, y0=start, atol=0.0)._step_func(stage, zero, one, one, start)[0]  # type: ignore[call-arg, attr-defined]
-    return Tableau(tuple(c), tuple(rows), tuple(step[: len(c)].tolist()))
+    step = cls(func=stage, y0=start, atol=0.0)._step_func(stage, zero, one, one, start)[0]
+    return Tableau(tuple(c), tuple(rows), tuple(step[: len(c)].tolist()), order=cls.order)
