@@ -168,7 +168,7 @@ class _Velocity(torch.autograd.Function):
         form: ClosedForm,
         needed: Sequence[bool],
         z: Tensor,
-        inputs: Sequence[Tensor],
+        inputs: list[Tensor],
         activations: Tensors,
         cotangent: Tensor,
     ) -> tuple[Tensor | None, ...]:
