@@ -62,7 +62,8 @@ class Carried(Loss):
         g = cast(nn.Module, task.growth)(path.z.flatten(0, 1), seen.flatten()).view(mass.shape)
         power = (mass * g.square()).sum(-1)
         width = seen.diff(dim=0).view(len(seen) - 1, -1, task.batch_size)
-        return (0.5 * (power[1:] + power[:-1]) * width.mean(-1)).sum()
+        total: Tensor = (0.5 * (power[1:] + power[:-1]) * width.mean(-1)).sum()
+        return total
 
 
 @dataclass(frozen=True)
