@@ -50,8 +50,8 @@ class Rows:
     back: Tensor | None = None
 
     @staticmethod
-    def by_flow(chosen: Tensor, row_times: bool) -> Rows:
-        """Sort a batch by its flows () or (B,)."""
+    def by_flow(chosen: Tensor, row_times: bool, few_sizes: bool = False) -> Rows:
+        """Sort a batch by its flows () or (B,); blocks of few different sizes are as long as a multiple of B/8."""
         if chosen.ndim == 0:
             return Rows(Mixture(None, (int(chosen),), row_times))
         k = np.array(chosen.tolist(), dtype=np.int64)
@@ -62,6 +62,9 @@ class Rows:
             return Rows(mixture)
         sizes = counts[flows]
         longest = max(sizes.tolist())
+        if few_sizes:
+            part = max(len(k) // 8, 1)
+            longest = -(-longest // part) * part
         order = sample = k.argsort(kind="stable")
         row = np.arange(len(k))
         if longest * len(flows) > len(k):
@@ -103,12 +106,14 @@ class Dynamics:
         solenoidal: r_k(z, t), or None; there is one of both at least.
         num_flows: K.
         compiled: derivatives of a user's module behind `torch.compile`, or None.
+        few_sizes: whether rows are made of few different sizes, for programs that are made for one size each.
     """
 
     potential: nn.Module | None
     solenoidal: SolenoidalPart | None
     num_flows: int
     compiled: Compiled | None = None
+    few_sizes: bool = False
 
     def rows(self, chosen: Tensor, like: Tensor, row_times: bool) -> Rows:
         """The rows of a batch under flows () or (B,), or weights (K,) or (B, K)."""
@@ -116,7 +121,7 @@ class Dynamics:
             return Rows(Mixture(chosen, (), row_times))
         if traced() or not self._is_closed() or not chosen.numel():
             return Rows(Mixture(as_weights(chosen, self.num_flows, like), (), row_times))
-        return Rows.by_flow(chosen, row_times)
+        return Rows.by_flow(chosen, row_times, self.few_sizes)
 
     def field(self, rows: Rows, context: Tensor | None) -> VelocityField:
         """v(z, t) of the rows, with the context (B, …) of their samples; of more terms than one a `SumField`."""
