@@ -5,7 +5,8 @@
     python benchmarks/compiled_field.py --size 16,3 --step   # whole steps, of closed forms too: minutes of compiling
 
 Eight steps of rk4, in inference and in training with each gradient mode, of a user's module, whose gradient autograd
-has to find. (Closed forms are compiled as whole steps alone: by themselves it gained nothing.) Eager and compiled answers are compared first; "first
+has to find. (Closed forms are compiled as whole steps alone: by themselves it gained nothing.)
+Eager and compiled answers are compared first; "first
 call" includes compiling, without what earlier runs have left in the compiler's cache.
 """
 

@@ -193,6 +193,9 @@ def test_batches_of_other_flows_share_programs(recorded):
         k = torch.cat([torch.arange(3), torch.randint(3, (61,))])
         torch.testing.assert_close(stepped(z0, k, (0.0, 1.0)), eager(z0, k, (0.0, 1.0)))
     assert 0 < len(stepped.programs.made) <= 5
+    for other in (copy.deepcopy(stepped), pickle.loads(pickle.dumps(stepped))):
+        assert not other.programs.made
+        torch.testing.assert_close(other(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
 
 
 def test_steps_without_a_compiler_warn_once_and_run(monkeypatch):
