@@ -1,10 +1,12 @@
-"""What `PotentialFlow(…, compile=True)` gains, and what the first calls cost.
+"""What `PotentialFlow(…, compile=True)` and `compile="step"` gain, and what the first calls cost.
 
     python benchmarks/compiled_field.py                      # D=64, K=3, batch 128, one thread: three minutes
     python benchmarks/compiled_field.py --size 16,3,128 --device cuda
+    python benchmarks/compiled_field.py --size 16,3 --step   # whole steps, of closed forms too: minutes of compiling
 
 Eight steps of rk4, in inference and in training with each gradient mode, of a user's module, whose gradient autograd
-has to find. (Closed forms are never compiled: it gained nothing.) Eager and compiled answers are compared first; "first
+has to find. (Closed forms are compiled as whole steps alone: by themselves it gained nothing.)
+Eager and compiled answers are compared first; "first
 call" includes compiling, without what earlier runs have left in the compiler's cache.
 """
 
@@ -14,7 +16,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from measuring import Call, interleave, threads
@@ -41,10 +43,12 @@ class UsersModule(nn.Module):
         return u
 
 
-def calls(problem: Problem, net: nn.Module, *, compiled: bool) -> dict[str, Call]:
-    """Solves without gradients, and with those of each mode."""
+def calls(
+    problem: Problem, net: nn.Module, *, compiled: bool | Literal["step"], steps: bool = False
+) -> dict[str, Call]:
+    """Solves without gradients, and with those of each mode; of whole steps, of the only mode that has them."""
     found: dict[str, Call] = {}
-    for mode in modes("rk4")[0]:
+    for mode in ["discrete"] if steps else modes("rk4")[0]:
         flow = cflow.PotentialFlow(net, solver=solver("rk4", mode), compile=compiled)
         solve = partial(flow, k=problem.w, t=HORIZON)
         if not found:
@@ -53,14 +57,24 @@ def calls(problem: Problem, net: nn.Module, *, compiled: bool) -> dict[str, Call
     return found
 
 
-def measure(problem: Problem, *, rounds: int, budget: float) -> list[dict[str, Any]]:
-    """One row for each call.
+def measure(problem: Problem, *, rounds: int, budget: float, steps: bool = False) -> list[dict[str, Any]]:
+    """One row for each call, of a user's module; where whole steps are compiled, of the closed form too.
 
     Raises:
         AssertionError: a compiled answer is not the eager one.
     """
-    net = UsersModule(problem.net)
-    eager, compiled = (calls(problem, net, compiled=c) for c in (False, True))
+    nets: dict[str, nn.Module] = {"user's module": UsersModule(problem.net)}
+    if steps:
+        nets["closed form"] = problem.net
+    shared = {"rounds": rounds, "budget": budget / len(nets)}
+    return [row for name, net in nets.items() for row in _measure_one(problem, name, net, steps=steps, **shared)]
+
+
+def _measure_one(
+    problem: Problem, name: str, net: nn.Module, *, steps: bool, rounds: int, budget: float
+) -> list[dict[str, Any]]:
+    eager = calls(problem, net, compiled=False, steps=steps)
+    compiled = calls(problem, net, compiled="step" if steps else True, steps=steps)
     first = {}
     for call, run in compiled.items():
         start = time.perf_counter()
@@ -73,7 +87,7 @@ def measure(problem: Problem, *, rounds: int, budget: float) -> list[dict[str, A
     rows = []
     for call in eager:
         before, after = seconds[f"{call}, eager"], seconds[f"{call}, compiled"]
-        row = {"potential": "user's module", "call": call, "first_call_seconds": first[call]}
+        row = {"potential": name, "call": call, "first_call_seconds": first[call]}
         row |= {"eager": before.document(), "compiled": after.document(), "gain": before.over(after).document()}
         rows.append(row)
     return rows
@@ -102,15 +116,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=Size.parse, default=Size(64, 3), metavar="D,K,B", help="default 64,3,128")
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch (default 1)")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of timing a potential (default 20)")
+    parser.add_argument("--step", action="store_true", help="compile whole steps")
     args = parser.parse_args(words)
     warnings.filterwarnings("ignore", "dynamo_pgo force disabled", UserWarning)
     described = machine(args.device)
     print(f"{one_line(described)}, {args.threads} thread(s), {args.size}")
     with threads(args.threads), torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
-        rows = measure(Problem.make(args.size, args.device), rounds=args.rounds, budget=args.budget)
+        problem = Problem.make(args.size, args.device)
+        rows = measure(problem, rounds=args.rounds, budget=args.budget, steps=args.step)
     show(rows)
     document = {"benchmark": "compiled_field", "schema": SCHEMA, "machine": described, "size": str(args.size)}
-    write_json(args.json, document | {"threads": args.threads, "rows": rows})
+    write_json(args.json, document | {"threads": args.threads, "steps": args.step, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -134,6 +134,13 @@ class TurnedField(DivergenceFree):
     def with_tensors(self, tensors: Tensors) -> TurnedField:
         return TurnedField(self.inner.with_tensors(tensors[1:]), tensors[0])
 
+    @property
+    def constants(self) -> Tensors:
+        return self.inner.constants
+
+    def with_constants(self, constants: Tensors) -> TurnedField:
+        return TurnedField(self.inner.with_constants(constants), self.turn)
+
     def times(self, t: Tensor) -> list[Time]:
         return self.inner.times(t)
 

@@ -51,8 +51,8 @@ class Rows:
     back: Tensor | None = None
 
     @staticmethod
-    def by_flow(chosen: Tensor, row_times: bool) -> Rows:
-        """Sort a batch by its flows () or (B,)."""
+    def by_flow(chosen: Tensor, row_times: bool, few_sizes: bool = False) -> Rows:
+        """Sort a batch by its flows () or (B,); blocks of few different sizes are as long as a multiple of B/8."""
         if chosen.ndim == 0:
             return Rows(Mixture(None, (int(chosen),), row_times))
         k = np.array(chosen.tolist(), dtype=np.int64)
@@ -63,6 +63,9 @@ class Rows:
             return Rows(mixture)
         sizes = counts[flows]
         longest = max(sizes.tolist())
+        if few_sizes:
+            part = max(len(k) // 8, 1)
+            longest = -(-longest // part) * part
         order = sample = k.argsort(kind="stable")
         row = np.arange(len(k))
         if longest * len(flows) > len(k):
@@ -105,6 +108,7 @@ class Dynamics:
         num_flows: K.
         compiled: derivatives of a user's module behind `torch.compile`, or None.
         growth: g(z, t), at which members multiply; the field then moves (z, log m). None: nothing grows.
+        few_sizes: whether rows are made of few different sizes, for programs that are made for one size each.
     """
 
     potential: nn.Module | None
@@ -112,6 +116,7 @@ class Dynamics:
     num_flows: int
     compiled: Compiled | None = None
     growth: nn.Module | None = None
+    few_sizes: bool = False
 
     def rows(self, chosen: Tensor, like: Tensor, row_times: bool) -> Rows:
         """The rows of a batch under flows () or (B,), or weights (K,) or (B, K)."""
@@ -119,7 +124,7 @@ class Dynamics:
             return Rows(Mixture(chosen, (), row_times))
         if traced() or not self._is_closed() or not chosen.numel():
             return Rows(Mixture(as_weights(chosen, self.num_flows, like), (), row_times))
-        return Rows.by_flow(chosen, row_times)
+        return Rows.by_flow(chosen, row_times, self.few_sizes)
 
     def field(self, rows: Rows, context: Tensor | None) -> VelocityField:
         """v(z, t) of the rows, with the context (B, …) of their samples; of more terms than one a `SumField`."""

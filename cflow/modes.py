@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,12 +32,29 @@ def concrete() -> contextlib.AbstractContextManager[object]:
     return _disable_current_modes() if exporting() else contextlib.nullcontext()  # type: ignore[no-untyped-call]
 
 
+class _Recording(threading.local):
+    on = False
+
+
+_recording = _Recording()
+
+
+@contextlib.contextmanager
+def plain_operations() -> Iterator[None]:
+    """`transformed`, in this thread: a compiler is shown every operation, and arranges memory itself."""
+    _recording.on = True
+    try:
+        yield
+    finally:
+        _recording.on = False
+
+
 def transformed() -> bool:
-    """Whether every operation is looked at: as `traced`, or for forward-mode derivatives.
+    """Whether every operation is looked at: as `traced`, for forward-mode derivatives, or by `plain_operations`.
 
     Then memory may not be used again, and nothing be hidden in a node of its own.
     """
-    return traced() or forward_ad._current_level >= 0
+    return _recording.on or traced() or forward_ad._current_level >= 0
 
 
 def unrecorded() -> contextlib.AbstractContextManager[object]:

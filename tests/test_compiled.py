@@ -1,14 +1,18 @@
-"""PotentialFlow(…, compile=True): the same answers, in every gradient mode; eager where nothing compiles."""
+"""PotentialFlow(…, compile=True) and compile="step": the same answers; eager where nothing compiles."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from cases import Users, rk4
+from cases import POTENTIALS, Users, UsersWithContext, rk4
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import cflow
 from cflow import PotentialFlow, Solver
+from cflow.errors import ArgumentError
+from cflow.modes import plain_operations
+from cflow.solve import programs
 
 B, D, K = 6, 4, 2
 SOLVERS = [
@@ -74,3 +78,171 @@ def test_errors_of_the_potential_itself_come_through(monkeypatch):
     flow.net.forward = lambda z, t: {}["mine"]
     with pytest.raises(KeyError, match="mine"):
         flow(torch.randn(B, D), 1, (0.0, 1.0))
+
+
+# --- compile="step" -----------------------------------------------------------------------------------------------
+
+STEPPED = [rk4("auto", 0.5), Solver("dopri5"), Solver("euler", step_size=0.5)]
+SELECTIONS = {"index": torch.tensor([0, 1, 1, 0, 1, 1]), "one": 1, "weights": torch.tensor([[0.3, -0.7]] * B)}
+ROW_TIMES = (torch.zeros(B), torch.linspace(0.1, 1.0, B))
+
+
+def record(function, args):
+    """What a compiler is given, and nothing compiled: operations in place of values."""
+    with torch.inference_mode(False), torch.no_grad(), plain_operations():
+        return make_fx(function)(*(x.detach().clone() for x in args))
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    monkeypatch.setattr(programs, "compiled", record)
+
+
+def pair(net, solver="dopri5", **more):
+    return (PotentialFlow(net, solver=solver, compile=c, **more) for c in ("step", False))
+
+
+def check_alike(net, solver, k, times, context=None, tolerance=1e-12, **more):
+    """States of inference and training, evaluations and gradients, to the context too."""
+    dtype = next(net.parameters()).dtype
+    k = k.to(dtype) if isinstance(k, torch.Tensor) and k.is_floating_point() else k
+    z0, found = torch.linspace(-1, 1, B * D, dtype=dtype).view(B, D).requires_grad_(), []
+    stepped, eager = pair(net, solver, **more)
+    for flow in (stepped, eager):
+        path = flow.solve(z0, k, times, context=context)
+        wanted = [z0, *flow.parameters(), *([] if context is None else [context])]
+        grads = torch.autograd.grad(path.z.pow(3).sum(), wanted, allow_unused=True, materialize_grads=True)
+        with torch.inference_mode():
+            found.append([path.z, torch.tensor(path.nfe), *grads, flow(z0, k, times, context=context)])
+    torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+    assert stepped.programs.made
+    assert not stepped.programs.given_up
+    return stepped
+
+
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [("mlp", STEPPED[0]), ("quadratic", STEPPED[1]), ("sum with user's", Solver("bosh3")), ("mlp", STEPPED[2])],
+    ids=lambda x: x if isinstance(x, str) else x.method,
+)
+def test_steps_are_eager_steps(recorded, name, solver):
+    check_alike(POTENTIALS[name](D, K).double(), solver, SELECTIONS["index"], [0.0, 0.7, 1.5])
+
+
+@pytest.mark.parametrize("name", ["ridge", "mlp tanh", "user's"])
+def test_of_every_kind_of_field_selection_and_time(recorded, name):
+    net, turn = POTENTIALS[name](D, K).double(), cflow.SkewLinear(D, K).double()
+    check_alike(net, STEPPED[2], SELECTIONS["weights"], ROW_TIMES, solenoidal=turn)
+    check_alike(net, STEPPED[2], SELECTIONS["one"], (1.0, 0.0))
+    check_alike(net, STEPPED[2], cflow.Schedule([0, 1, 2], [0, 1]), (0.0, 2.0))
+
+
+def test_with_a_context_and_in_turned_gradients(recorded):
+    context = torch.randn(B, 3, dtype=torch.float64, requires_grad=True)
+    turned = cflow.Solenoidal(UsersWithContext(D, K)).double()
+    check_alike(UsersWithContext(D, K).double(), STEPPED[2], 1, (0.0, 1.0), context, solenoidal=turned)
+
+
+def test_what_steps_cannot_do_runs_eagerly(recorded):
+    net, z0 = cflow.MLPPotential(D, K).double(), torch.randn(B, D, dtype=torch.float64)
+    end = torch.tensor(1.2, dtype=torch.float64, requires_grad=True)
+    found = []
+    for flow in pair(net):
+        path = flow.solve(z0, 1, (0.0, 1.0), log_density=True)
+        z1 = flow(z0, 1, torch.stack([torch.zeros_like(end), end]))
+        found.append([path.log_density_change, *torch.autograd.grad(z1.sum(), [end, *net.parameters()])])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_buffers_attributes_and_parameters_may_change_between_calls(recorded):
+    class Scaled(Users):
+        def __init__(self):
+            super().__init__(D, K)
+            self.factor = 1.0
+            self.register_buffer("shift", torch.zeros(8))
+
+        def forward(self, z, t):
+            return self.factor * self.b(torch.tanh(self.a(z) + self.shift + t[:, None]))
+
+    net, z0 = Scaled(), torch.randn(B, D)
+    stepped, eager = pair(net, STEPPED[2])
+    for change in (lambda: None, lambda: net.shift.fill_(1.0), lambda: net.a.weight.data.mul_(2), lambda: None):
+        change()
+        torch.testing.assert_close(stepped(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
+    assert len(stepped.programs.made) == 1
+    net.factor = 3.0
+    torch.testing.assert_close(stepped(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
+
+
+def test_other_shapes_are_compiled_eight_times_and_then_that_is_said(recorded):
+    stepped, eager = pair(POTENTIALS["quadratic"](D, K), STEPPED[2])
+    for batch in range(1, programs.MOST + 1):
+        stepped(torch.randn(batch, D), 0, (0.0, 1.0))
+    z0 = torch.randn(20, D)
+    with pytest.warns(UserWarning, match="8 kinds of step have been compiled") as seen:
+        z1 = stepped(z0, 0, (0.0, 2.0))
+    assert len(seen) == 1
+    torch.testing.assert_close(z1, eager(z0, 0, (0.0, 2.0)))
+    stepped(torch.randn(21, D), 0, (0.0, 1.0))  # a second warning would be an error
+
+
+def test_batches_of_other_flows_share_programs(recorded):
+    stepped, eager = pair(cflow.MLPPotential(D, 3), STEPPED[2])
+    z0 = torch.randn(64, D)
+    for _ in range(12):
+        k = torch.cat([torch.arange(3), torch.randint(3, (61,))])
+        torch.testing.assert_close(stepped(z0, k, (0.0, 1.0)), eager(z0, k, (0.0, 1.0)))
+    assert 0 < len(stepped.programs.made) <= 5
+    for other in (copy.deepcopy(stepped), pickle.loads(pickle.dumps(stepped))):
+        assert not other.programs.made
+        torch.testing.assert_close(other(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
+
+
+def test_steps_without_a_compiler_warn_once_and_run(monkeypatch):
+    def broken(function, args):
+        raise RuntimeError("no C++ compiler found\nand a long story")
+
+    stepped, eager = pair(Users(D, K))
+    z0 = torch.randn(B, D, requires_grad=True)
+    monkeypatch.setattr(programs, "compiled", broken)
+    with pytest.warns(UserWarning, match=r"compile: a step could not be compiled .*no C\+\+ compiler found") as seen:
+        found = [torch.autograd.grad(flow(z0, 1, (0.0, 1.0)).sum(), z0) for flow in (stepped, eager)]
+    assert len(seen) == 1
+    torch.testing.assert_close(*found)
+
+
+def test_gradients_where_only_the_forward_steps_compiled(monkeypatch):
+    def forward_only(function, args):
+        if function.__name__ == "pull":
+            raise RuntimeError("too large")
+        return record(function, args)
+
+    monkeypatch.setattr(programs, "compiled", forward_only)
+    net, z0 = cflow.MLPPotential(D, K), torch.randn(B, D, requires_grad=True)
+    ends = [flow(z0, 1, (0.0, 1.0)).sum() for flow in pair(net)]
+    with pytest.warns(UserWarning, match="too large"):
+        found = [torch.autograd.grad(end, [z0, *net.parameters()]) for end in ends]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("solver", ["implicit_adams", "adaptive_heun", "direct", "adjoint"])
+def test_steps_are_declined_where_they_are_not_offered(solver):
+    if solver in ("direct", "adjoint"):
+        solver = Solver("dopri5", gradient=solver)
+    elif solver == "implicit_adams":
+        solver = Solver(solver, step_size=1.0)
+    with pytest.raises(ArgumentError, match="compile: 'step' is for explicit Runge-Kutta methods"):
+        PotentialFlow(Users(D, K), solver=solver, compile="step")
+    with pytest.raises(ArgumentError, match="compile: expected False, True or 'step', got 'steps'"):
+        PotentialFlow(Users(D, K), compile="steps")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mlp", "user's"])
+@pytest.mark.parametrize("solver", STEPPED[:2], ids=lambda s: s.method)
+def test_compiled_steps_are_eager_steps(name, solver):
+    stepped = check_alike(POTENTIALS[name](D, K).double(), solver, SELECTIONS["index"], [0.0, 0.7, 1.5])
+    for other in (copy.deepcopy(stepped), pickle.loads(pickle.dumps(stepped))):
+        assert not other.programs.made
+        z0 = torch.randn(B, D, dtype=torch.float64)
+        torch.testing.assert_close(other(z0, 1, (0.0, 1.0)), stepped(z0, 1, (0.0, 1.0)))

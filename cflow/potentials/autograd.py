@@ -49,6 +49,15 @@ class AutogradField(VelocityField):
         other.net = twin(self.net, parameters | {id(x): x.detach().clone() for x in self.net.buffers()})
         return other
 
+    @property
+    def constants(self) -> Tensors:
+        return tuple(self.net.buffers())
+
+    def with_constants(self, constants: Tensors) -> Self:
+        other = copy.copy(self)
+        other.net = twin(self.net, dict(zip(map(id, self.net.buffers()), constants, strict=True)))
+        return other
+
     def times(self, t: Tensor) -> list[Time]:
         return list(t.unbind(0))
 

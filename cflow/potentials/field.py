@@ -91,6 +91,15 @@ class VelocityField(ABC):
     def with_tensors(self, tensors: Tensors) -> Self:
         """The same field of other tensors."""
 
+    @property
+    def constants(self) -> Tensors:
+        """What it reads beside them and nothing is differentiated by: buffers of a user's module."""
+        return ()
+
+    def with_constants(self, constants: Tensors) -> VelocityField:
+        """The same field of other constants."""
+        return self
+
     @abstractmethod
     def with_divergence(self, probe: Tensor | None) -> Self:
         """The same field ready for divergences: exact ones, or estimates from a Hutchinson probe (R, D)."""
@@ -131,6 +140,14 @@ class SumField(VelocityField):
     def with_tensors(self, tensors: Tensors) -> SumField:
         rest = iter(tensors)
         return SumField([term.with_tensors(tuple(next(rest) for _ in term.tensors)) for term in self.terms])
+
+    @property
+    def constants(self) -> Tensors:
+        return tuple(x for term in self.terms for x in term.constants)
+
+    def with_constants(self, constants: Tensors) -> SumField:
+        rest = iter(constants)
+        return SumField([term.with_constants(tuple(next(rest) for _ in term.constants)) for term in self.terms])
 
     def with_divergence(self, probe: Tensor | None) -> SumField:
         return SumField([term.with_divergence(probe) for term in self.terms])

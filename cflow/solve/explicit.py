@@ -18,6 +18,8 @@ import torchdiffeq
 from torch import Tensor
 from torchdiffeq._impl.misc import _select_initial_step
 
+from .programs import Stepper
+from .rhs import RightHandSide
 from .steps import AdaptiveSteps, FixedSteps, Step
 from .tableau import Tableau
 
@@ -30,7 +32,9 @@ def knows_torchdiffeq() -> bool:
     return torchdiffeq.__version__ in KNOWN
 
 
-def fixed_steps(function: FixedSteps, table: Tableau, y: Tensor, kept: list[Step] | None) -> list[Tensor]:
+def fixed_steps(
+    function: FixedSteps, table: Tableau, y: Tensor, kept: list[Step] | None, stepper: Stepper | None = None
+) -> list[Tensor]:
     """States (R, C) at the outputs after the first, from y (R, C) at the first, through steps that end on the grid.
 
     Plain operations only: transformations of PyTorch may look on.
@@ -39,26 +43,57 @@ def fixed_steps(function: FixedSteps, table: Tableau, y: Tensor, kept: list[Step
         function: its right-hand side, grid and outputs.
         table: the method.
         y: the start.
-        kept: receives the steps.
+        kept: receives the steps; one that a program has taken, with its start alone.
+        stepper: compiled steps; None for none.
     """
     rhs, states, left = function.rhs, list[Tensor](), function.outputs[1:]
-    for start, end in itertools.pairwise(function.grid):
-        size, slopes, points = end - start, list[Tensor](), list[Tensor]()
+    steps = [(start, end - start) for start, end in itertools.pairwise(function.grid)]
+    sizes = () if stepper is None else y.new_tensor([size for _, size in steps]).unbind()
+    for i, (start, size) in enumerate(steps):
+        end, new, points = function.grid[i + 1], None, [y]
         function.plan_step(start, size)
-        for row in table.a[: table.evaluated]:
-            points.append(_advanced(y, slopes, row, size))
-            slopes.append(rhs(_PLANNED, points[-1]))
-        function.costs.nfe += len(slopes)
+        if stepper is not None:
+            new = stepper.fixed(y, sizes[i], [*itertools.islice(rhs.planned, table.evaluated)])
+        if new is None:
+            points, slopes = stages(rhs, table, y, size)
+            new = _advanced(y, slopes, table.b, size)
+        else:
+            for _ in range(table.evaluated):
+                rhs.planned.popleft()
+        function.costs.nfe += table.evaluated
         if kept is not None:
             kept.append(Step(start, size, points))
-        y = _advanced(y, slopes, table.b, size)
+        y = new
         if end == left[0]:
             states.append(y)
             left = left[1:]
     return states
 
 
-def adaptive_steps(function: AdaptiveSteps, y: Tensor, kept: list[Step] | None) -> list[Tensor]:
+def stages(rhs: RightHandSide, table: Tableau, y: Tensor, size: float) -> tuple[list[Tensor], list[Tensor]]:
+    """States and slopes at the stages of a step whose times have been planned."""
+    points, slopes = list[Tensor](), list[Tensor]()
+    for row in table.a[: table.evaluated]:
+        points.append(_advanced(y, slopes, row, size))
+        slopes.append(rhs(_PLANNED, points[-1]))
+    return points, slopes
+
+
+def completed(rhs: RightHandSide, table: Tableau, steps: Sequence[Step]) -> list[Step]:
+    """The same steps with the states at all stages, of which programs keep the first alone."""
+    found: list[Step] = []
+    for step in steps:
+        points = step.states
+        if len(points) < table.evaluated:
+            rhs.plan([step.start + c * step.size for c in table.c[: table.evaluated]])
+            points, _ = stages(rhs, table, points[0], step.size)
+        found.append(Step(step.start, step.size, points, step.reused))
+    return found
+
+
+def adaptive_steps(
+    function: AdaptiveSteps, y: Tensor, kept: list[Step] | None, stepper: Stepper | None = None
+) -> list[Tensor]:
     """The same by steps whose errors meet the tolerances; each output is landed on.
 
     Raises:
@@ -79,13 +114,20 @@ def adaptive_steps(function: AdaptiveSteps, y: Tensor, kept: list[Step] | None) 
             if end > output:
                 size, end = output - start, output
             rhs.plan([start + c * size for c in table.c[1:]])
-            points, slopes = [y], [slope]
-            for row in table.a[1:]:
-                points.append(_advanced(y, slopes, row, size))
-                slopes.append(rhs(_PLANNED, points[-1]))
-            costs.nfe += len(slopes) - 1
-            new = points[-1] if table.is_fsal else _advanced(y, slopes, table.b, size)
-            ratio = control.error_ratio(y, new, slopes, size)
+            points, slopes, made = [y], [slope], None
+            if stepper is not None:
+                made = stepper.adaptive(y, slope, y.new_tensor(size), list(rhs.planned))
+            if made is None:
+                for row in table.a[1:]:
+                    points.append(_advanced(y, slopes, row, size))
+                    slopes.append(rhs(_PLANNED, points[-1]))
+                new = points[-1] if table.is_fsal else _advanced(y, slopes, table.b, size)
+                ratio = control.error_ratio(y, new, slopes, size)
+            else:
+                new, last, error = made
+                slopes.append(last)
+                ratio = float(error)
+            costs.nfe += len(table.c) - 1
             if control.accepts(ratio, size):
                 costs.steps += 1
                 if kept is not None:

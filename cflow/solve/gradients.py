@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from ..errors import ArgumentError
-from ..modes import transformed
+from ..modes import ordinary, transformed
 from ..potentials.field import VelocityField
 from .discrete import Replay
+from .explicit import completed
 from .integrate import Integrator
+from .programs import Stepper
 from .rhs import Clock, Recorded, RightHandSide, RowClock, clock_of, right_hand_side
 from .segments import Segment
 from .state import State
@@ -132,7 +134,14 @@ class Discrete(torch.autograd.Function):
                 field = ctx.isolated.with_tensors(tuple(tensors))
                 clock = clock_of(start, end, solve.segment.length, cotangent)
                 table = tableau(solve.integrator.solver.method)
-                replay = Replay(field, clock, solve.state, table, ctx.steps)  # type: ignore[arg-type]
+            quick = _by_programs(solve, field, clock, ctx.steps, cotangent)
+            if quick is not None:
+                grads = [g if x.requires_grad else None for x, g in zip(copies, quick, strict=True)]
+                return (None, None, *_once(grads, inputs))
+            with field.mode():
+                steps = completed(right_hand_side(field, clock, solve.state), table, ctx.steps)  # type: ignore[arg-type]
+            with torch.enable_grad():
+                replay = Replay(field, clock, solve.state, table, steps)  # type: ignore[arg-type]
             found = replay(solve.segment.outputs, cotangent)
             moved = [x for x in (start, end) if x.requires_grad]
             pairs = [(replay.times, found.times), (clock.rate, found.rate)]
@@ -144,6 +153,35 @@ class Discrete(torch.autograd.Function):
             None,
             *_once([g if x.requires_grad else None for x, g in zip(copies, grads, strict=True)], inputs),
         )
+
+
+def _by_programs(
+    solve: SegmentSolve, field: VelocityField, clock: Clock, steps: Sequence[Step], cotangent: Tensor
+) -> list[Tensor | None] | None:
+    """Gradients of state, times (which want none here) and tensors by compiled steps; None where there are none."""
+    table, programs = tableau(solve.integrator.solver.method), solve.integrator.programs
+    if programs is None or programs.given_up or table is None or any(len(step.states) > 1 for step in steps):
+        return None
+    if solve.state.names or table.reuses_last or solve.start.requires_grad or solve.end.requires_grad:
+        return None
+    stepper = Stepper.make(programs, table, field, clock)
+    wanted = tuple(x.requires_grad for x in field.tensors)
+    points = [step.start + c * step.size for step in steps for c in table.c[: table.evaluated]]
+    times = clock.times(points).unflatten(0, (len(steps), -1)).unbind(0)  # type: ignore[no-untyped-call]
+    sizes = cotangent.new_tensor([step.size for step in steps]).unbind()
+    left = dict(zip(solve.segment.outputs, cotangent, strict=True))
+    ends = [*(step.start for step in steps[1:]), solve.segment.outputs[-1]]
+    grad_y, totals = torch.zeros_like(cotangent[0]), list[Tensor]()
+    for i in reversed(range(len(steps))):
+        if ends[i] in left:
+            grad_y = grad_y + left[ends[i]]
+        made = stepper.pulled_back(ordinary(steps[i].states[0]), sizes[i], times[i], grad_y, wanted)
+        if made is None:
+            return None
+        grad_y, *grads = made
+        totals = list(torch._foreach_add(totals, grads)) if totals else grads
+    rest = iter(totals)
+    return [grad_y, None, None, *(next(rest) if want else None for want in wanted)]
 
 
 @contextlib.contextmanager

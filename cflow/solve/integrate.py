@@ -12,9 +12,10 @@ import torchdiffeq
 from torch import Tensor
 
 from ..errors import ArgumentError, IntegrationError
-from ..modes import ordinary, traced
+from ..modes import ordinary, traced, transformed
 from .costs import Costs
 from .explicit import adaptive_steps, fixed_steps, knows_torchdiffeq
+from .programs import Programs, Stepper
 from .rhs import RightHandSide
 from .segments import Segment
 from .solver import Solver
@@ -29,11 +30,13 @@ class Integrator:
         solver: its settings.
         slack: relative rounding error of the times as given.
         costs: what that has cost so far.
+        programs: compiled steps, or None.
     """
 
     solver: Solver
     slack: float
     costs: Costs = field(default_factory=Costs)
+    programs: Programs | None = None
 
     def __call__(
         self,
@@ -108,15 +111,30 @@ class Integrator:
     def _explicit(self, function: Function, y: Tensor, kept: list[Step] | None) -> Tensor:
         with function.rhs.field.mode():
             if isinstance(function, FixedSteps) and function.table is not None:
-                states = fixed_steps(function, function.table, y, kept)
+                states = fixed_steps(function, function.table, y, kept, self._stepper(function, y))
             elif isinstance(function, AdaptiveSteps) and not traced():
-                states = adaptive_steps(function, y, kept)
+                states = adaptive_steps(function, y, kept, self._stepper(function, y))
             else:
                 raise ArgumentError(
                     f"solver: {self.solver.method!r} chooses its steps by the values of tensors, which torch.func and "
                     "torch.export hide; use an explicit fixed-step method, such as Solver('rk4', step_size=0.5)"
                 )
         return torch.stack(states)
+
+    def _stepper(self, function: FixedSteps | AdaptiveSteps, y: Tensor) -> Stepper | None:
+        """Compiled steps, where there are any: not of integrals, nor where operations are recorded one by one."""
+        rhs, table, programs = function.rhs, function.table, self.programs
+        if programs is None or programs.given_up or table is None or rhs.state.names or transformed():
+            return None
+        seen = [y, *rhs.field.tensors, *([rhs.rate] if isinstance(rhs.rate, Tensor) else [])]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in seen):
+            return None
+        if self.solver.is_fixed:
+            return Stepper.make(programs, table, rhs.field, rhs.clock)
+        if "norm" in self.solver.options or table.reuses_last:
+            return None
+        tolerances = self.solver.rtol, self.solver.atol
+        return Stepper.make(programs, table, rhs.field, rhs.clock, tolerances, rhs.state.samples)
 
     def locate_failure(self, rhs: RightHandSide, y: Tensor, segment: Segment) -> IntegrationError:
         """Run a segment that ended in NaN or infinity once more, to find out when."""

@@ -18,6 +18,7 @@ from ..times import Times
 from .costs import Costs
 from .gradients import SegmentSolve
 from .integrate import Integrator
+from .programs import Programs
 from .segments import Plan, Segment
 from .solver import Solver
 from .state import State
@@ -34,6 +35,7 @@ class Solve:
         selection: the flows.
         context: (B, …) for a user's potential, or None.
         probe: (B, D) of a Hutchinson divergence, or None.
+        programs: compiled steps, or None.
         costs: what it has cost so far.
     """
 
@@ -43,6 +45,7 @@ class Solve:
     selection: Selection
     context: Tensor | None = None
     probe: Tensor | None = None
+    programs: Programs | None = None
     costs: Costs = field(default_factory=Costs)
 
     def run(self, z0: Tensor, requested: Times) -> Tensor:
@@ -59,7 +62,7 @@ class Solve:
             if selection.boundaries is not None:
                 selection = replace(selection, boundaries=selection.boundaries.to(z0.device).double())
         cut = plan.segments(times, selection, z0.shape[0])
-        integrator = Integrator(self.solver, plan.slack, self.costs)
+        integrator = Integrator(self.solver, plan.slack, self.costs, self.programs)
         divergence = self.state.needs_divergence
         copied = self.solver.gradient_mode(log_density=divergence) != "direct"
         states, segments = [self.state.start(z0)], []

@@ -1,0 +1,292 @@
+"""Whole explicit Runge-Kutta steps, and their gradients, as compiled programs: `PotentialFlow(…, compile="step")`.
+
+A step is a pure function of tensors. Its operations are recorded once by `make_fx`, where the gradients that autograd
+takes inside a user's module have become operations like all others, and compiled by PyTorch's inductor. The gradient
+of a step is recorded and compiled in the same way, from the step's start, the only state that is kept.
+
+A program is used again where everything that it was made from is alike: method, tolerances, sizes of all tensors, and
+what the field and its modules hold beside tensors, see `kind_of`.
+"""
+
+from __future__ import annotations
+
+import threading
+import types
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..modes import plain_operations
+from ..potentials.field import Tensors, Time, VelocityField
+from .norms import batch_norm
+from .rhs import Clock
+from .state import Rate
+from .tableau import Tableau
+
+MOST = 8  # programs of each direction that a flow makes before it says so and runs eagerly
+Program = Callable[..., Any]
+
+
+class Programs:
+    """The programs of one flow, made where they are first needed; copies of it begin without.
+
+    Attributes:
+        made: by what they were made for; the key's objects are kept, so that no other one takes their identities.
+        given_up: whether steps run eagerly from now on.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[Hashable, Program] = {}
+        self.kept: list[object] = []
+        self.given_up = False
+        self.lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __setstate__(self, state: object) -> None:
+        self.__init__()  # type: ignore[misc]
+
+    def find(self, direction: str, key: Hashable, kept: list[object], function: Program, args: Tensors) -> Any:
+        """The program of a function of tensors like these; None where there is none, which is said once."""
+        if self.given_up:
+            return None
+        key = direction, key, tuple((x.shape, x.stride(), x.dtype, x.device) for x in args)
+        found = self.made.get(key)
+        if found is not None:
+            return found
+        with self.lock:
+            if sum(other[0] == direction for other in self.made) >= MOST:  # type: ignore[index]
+                return self._give_up(
+                    f"{MOST} kinds of step have been compiled, for other shapes or flows each, and another one came; "
+                    "keep shapes the same, or leave compile='step' out"
+                )
+            try:
+                self.made[key] = made = compiled(function, args)
+            except Exception as error:
+                reason = str(error).strip().partition("\n")[0][:200]
+                return self._give_up(
+                    f"a step could not be compiled ({type(error).__name__}: {reason}); install a C++ compiler, or "
+                    "leave compile='step' out"
+                )
+            self.kept.extend(kept)
+            return made
+
+    def _give_up(self, why: str) -> None:
+        self.given_up = True
+        warnings.warn(f"compile: {why}. Steps run uncompiled from now on", stacklevel=2)
+
+
+def compiled(function: Program, args: Tensors) -> Program:
+    """A function of tensors as a program of the same sizes."""
+    from torch._inductor.compile_fx import compile_fx  # it takes seconds to import
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.inference_mode(False), torch.no_grad():
+        like = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x) for x in args]
+        with plain_operations():
+            graph = make_fx(function)(*like)
+        program = cast(Program, compile_fx(graph, like))
+        program(*like)
+        return program
+
+
+# --- what a program is made for ---------------------------------------------------------------------------------
+
+
+def kind_of(x: Any, kept: list[object]) -> Hashable:
+    """What a program has in it of an object beside tensors that it is given. Other objects count by identity.
+
+    Arguments:
+        kept: receives the objects that do.
+    """
+    if x is None or isinstance(x, int | float | str | torch.dtype | torch.device | type):
+        return type(x), x
+    if isinstance(x, nn.Parameter):
+        return None
+    if isinstance(x, Tensor):
+        return tuple(x.shape)
+    if isinstance(x, nn.Module):
+        return _module_kind(x, kept)
+    if isinstance(x, VelocityField):
+        own = ((name, value) for name, value in vars(x).items() if name != "tensors")
+        return type(x), tuple((name, kind_of(value, kept)) for name, value in own)
+    if isinstance(x, list | tuple):
+        return type(x), tuple(kind_of(item, kept) for item in x)
+    if isinstance(x, dict):
+        return tuple((kind_of(key, kept), kind_of(value, kept)) for key, value in x.items())
+    if is_dataclass(x) and not isinstance(x, type):
+        return type(x), tuple(kind_of(getattr(x, field.name), kept) for field in fields(x))
+    x = x.__func__ if isinstance(x, types.MethodType) else x  # twins have methods of their own
+    kept.append(x)
+    return id(x)
+
+
+def _module_kind(net: nn.Module, kept: list[object]) -> Hashable:
+    found: list[Any] = [type(net)]
+    for name, value in vars(net).items():
+        if name in ("_parameters", "_buffers"):
+            found.append(tuple((key, None if x is None else x.shape) for key, x in value.items()))
+        elif isinstance(value, Tensor):  # neither parameter nor buffer: in the program as it is
+            kept.append(value)
+            found.append((name, id(value), value._version))
+        elif value or not isinstance(value, dict):  # of hooks, there are none mostly
+            found.append((name, kind_of(value, kept)))
+    return tuple(found)
+
+
+# --- steps ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Steps of one segment by programs.
+
+    Attributes:
+        programs: of the flow.
+        table: the method.
+        field: the velocity.
+        rate: dt/ds of the clock.
+        tolerances: rtol and atol of an adaptive method whose norm is `batch_norm`.
+        samples: the rows that count in it, or None.
+        key: what programs are made for.
+        kept: its objects.
+        inputs: rate, samples and what the field reads.
+    """
+
+    programs: Programs
+    table: Tableau
+    field: VelocityField
+    rate: Rate
+    tolerances: tuple[float, float] | None
+    samples: Tensor | None
+    key: Hashable
+    kept: list[object]
+    inputs: Tensors
+
+    @classmethod
+    def make(
+        cls,
+        programs: Programs,
+        table: Tableau,
+        field: VelocityField,
+        clock: Clock,
+        tolerances: tuple[float, float] | None = None,
+        samples: Tensor | None = None,
+    ) -> Stepper:
+        """One for a segment."""
+        kept: list[object] = []
+        rate = clock.rate
+        key = (table, kind_of(field, kept), rate if isinstance(rate, float) else None, tolerances, samples is None)
+        extra = tuple(x for x in (rate, samples) if isinstance(x, Tensor))
+        inputs = tuple(x.detach() for x in (*extra, *field.tensors, *field.constants))
+        return cls(programs, table, field, rate, tolerances, samples, key, kept, inputs)
+
+    def _unpack(self, inputs: Tensors) -> tuple[Rate, Tensor | None, VelocityField]:
+        left = list(inputs)
+        rate = left.pop(0) if isinstance(self.rate, Tensor) else self.rate
+        samples = None if self.samples is None else left.pop(0)
+        count = len(self.field.tensors)
+        return rate, samples, self.field.with_tensors(tuple(left[:count])).with_constants(tuple(left[count:]))
+
+    def fixed(self, y: Tensor, size: Tensor, times: Sequence[Time]) -> Tensor | None:
+        """y' of a step (R, C) from y, its size () and what the field reads of the times of its stages."""
+        flat: list[Tensor] = []
+        flatten(times, flat)
+        args = (y, size, *flat, *self.inputs)
+
+        def step(y: Tensor, size: Tensor, *rest: Tensor) -> Tensor:
+            left = list(rest)
+            own = refill(times, left)
+            rate, _, field = self._unpack(tuple(left))
+            return advance(self.table, field, rate, y, size, own)[0]
+
+        program = self.programs.find("step", self.key, self.kept, step, args)
+        return None if program is None else program(*args)
+
+    def adaptive(
+        self, y: Tensor, slope: Tensor, size: Tensor, times: Sequence[Time]
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """y', the slope there, and the error ratio (), from y, its slope, and the times of later stages."""
+        flat: list[Tensor] = []
+        flatten(times, flat)
+        args = (y, slope, size, *flat, *self.inputs)
+
+        def step(y: Tensor, slope: Tensor, size: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            left = list(rest)
+            own = refill(times, left)
+            rate, samples, field = self._unpack(tuple(left))
+            new, slopes = advance(self.table, field, rate, y, size, own, slope)
+            error = sum_of(torch.zeros_like(y), slopes, self.table.error, size)
+            rtol, atol = self.tolerances or (0.0, 0.0)
+            scaled = error / (atol + rtol * torch.maximum(y.abs(), new.abs()))
+            return new, slopes[-1], batch_norm(y.shape[1], samples)(scaled)
+
+        program = self.programs.find("step", self.key, self.kept, step, args)
+        return None if program is None else tuple(program(*args))  # type: ignore[return-value]
+
+    def pulled_back(
+        self, y: Tensor, size: Tensor, t: Tensor, cotangent: Tensor, wanted: tuple[bool, ...]
+    ) -> list[Tensor] | None:
+        """Cotangents of a step's start and of the wanted tensors, from that of its end; t (n,) or (n, R) of stages."""
+        args = (y, size, t, cotangent, *self.inputs)
+
+        def pull(y: Tensor, size: Tensor, t: Tensor, cotangent: Tensor, *rest: Tensor) -> list[Tensor]:
+            with torch.enable_grad():
+                y = y.detach().requires_grad_()
+                first = isinstance(self.rate, Tensor)
+                tensors = [x.detach() for x in rest]
+                chosen = [x.requires_grad_() for x, want in zip(tensors[first:], wanted, strict=False) if want]
+                rate, _, field = self._unpack(tuple(tensors))
+                out = advance(self.table, field, rate, y, size, field.times(t)[: self.table.evaluated])[0]
+                return list(
+                    torch.autograd.grad(out, [y, *chosen], cotangent, allow_unused=True, materialize_grads=True)
+                )
+
+        program = self.programs.find("gradient", (self.key, wanted), self.kept, pull, args)
+        return None if program is None else list(program(*args))
+
+
+def advance(
+    table: Tableau,
+    field: VelocityField,
+    rate: Rate,
+    y: Tensor,
+    size: Tensor,
+    times: Sequence[Time],
+    first: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """y' of one step and its slopes, by plain operations; of all stages, or of those after the first, as times say."""
+    slopes = [] if first is None else [first]
+    point = y
+    for row, time in zip(table.a[len(slopes) :], times, strict=False):
+        point = sum_of(y, slopes, row, size)
+        v = field.velocity(point, time)
+        slopes.append(v if isinstance(rate, float) and rate == 1.0 else v * rate)
+    return sum_of(y, slopes, table.b, size), slopes
+
+
+def sum_of(y: Tensor, slopes: Sequence[Tensor], coefficients: Sequence[float], size: Tensor) -> Tensor:
+    """y + h Σ_j c_j k_j."""
+    for slope, c in zip(slopes, coefficients, strict=False):
+        if c:
+            y = y + (size * c) * slope
+    return y
+
+
+def flatten(time: Any, into: list[Tensor]) -> None:
+    """Collect the tensors of nested sequences, in order."""
+    if isinstance(time, Tensor):
+        into.append(time)
+    else:
+        for part in time:
+            flatten(part, into)
+
+
+def refill(like: Any, left: list[Tensor]) -> Any:
+    """The same sequences of the tensors that are left, which it takes."""
+    return left.pop(0) if isinstance(like, Tensor) else tuple(refill(part, left) for part in like)
