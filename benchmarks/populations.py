@@ -236,7 +236,8 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder of the data (default %(default)s)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    known = dict.fromkeys([*METHODS, *CANDIDATES])
+    parser.add_argument("--methods", nargs="+", choices=list(known), default=list(METHODS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--select", action="store_true", help="also the rows by which the recipe was chosen")
     parser.add_argument("--quick", action="store_true", help="made-up cells and three steps")

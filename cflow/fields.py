@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .divergence_free import DivergenceFree
 from .errors import ArgumentError, ArgumentTypeError
+from .growth import GrowingField
 from .modes import traced
 from .potentials.autograd import Compiled
 from .potentials.base import field_of, is_closed
@@ -103,12 +104,14 @@ class Dynamics:
         solenoidal: r_k(z, t), or None; there is one of both at least.
         num_flows: K.
         compiled: derivatives of a user's module behind `torch.compile`, or None.
+        growth: g(z, t), at which members multiply; the field then moves (z, log m). None: nothing grows.
     """
 
     potential: nn.Module | None
     solenoidal: SolenoidalPart | None
     num_flows: int
     compiled: Compiled | None = None
+    growth: nn.Module | None = None
 
     def rows(self, chosen: Tensor, like: Tensor, row_times: bool) -> Rows:
         """The rows of a batch under flows () or (B,), or weights (K,) or (B, K)."""
@@ -120,6 +123,10 @@ class Dynamics:
 
     def field(self, rows: Rows, context: Tensor | None) -> VelocityField:
         """v(z, t) of the rows, with the context (B, …) of their samples; of more terms than one a `SumField`."""
+        field = self._velocity(rows, context)
+        return field if self.growth is None else GrowingField(field, self.growth)
+
+    def _velocity(self, rows: Rows, context: Tensor | None) -> VelocityField:
         context, terms = rows.sort(context), list[VelocityField]()
         if self.potential is not None:
             gradient = field_of(self.potential, rows.mixture, context, self.compiled)

@@ -34,6 +34,7 @@ class FlowPath:
         kinetic_energy: ∫ ½‖v‖² |dt| ≥ 0, (N, B); None if not asked for.
         nfe: velocity evaluations of the forward solve.
         steps: accepted steps of the forward solve.
+        log_mass_change: log m_t − log m_0 = ∫ g dt, (N, B); None without a growth.
     """
 
     t: Tensor
@@ -42,6 +43,7 @@ class FlowPath:
     kinetic_energy: Tensor | None
     nfe: int
     steps: int
+    log_mass_change: Tensor | None = None
 
 
 class PotentialFlow(Pretrained):
@@ -188,6 +190,7 @@ class PotentialFlow(Pretrained):
         *,
         log_density: bool = False,
         kinetic_energy: bool = False,
+        growth: nn.Module | None = None,
         context: Tensor | None = None,
     ) -> FlowPath:
         """Integrate from z0 (B, D) through the times t; see `FlowPath` for what comes back.
@@ -197,9 +200,16 @@ class PotentialFlow(Pretrained):
             k, t, context: see the class.
             log_density: also integrate −∇·v.
             kinetic_energy: also integrate ½‖v‖² |dt|.
+            growth: a module g(z (B, D), t (B,)) -> (B,), the rate at which members multiply: also integrate
+                d log m/dt = g. Its parameters get gradients.
         """
+        if growth is not None and not isinstance(growth, nn.Module):
+            raise ArgumentTypeError(
+                f"growth: expected an nn.Module g(z (B, D), t (B,)) -> (B,), got {type(growth).__name__}"
+            )
         asked = {"log_density": log_density, "kinetic_energy": kinetic_energy}
-        return self._solve(z0, k, t, context, integrals=tuple(name for name, wanted in asked.items() if wanted))
+        integrals = tuple(name for name, wanted in asked.items() if wanted)
+        return self._solve(z0, k, t, context, integrals=integrals, growth=growth)
 
     def _solve(
         self,
@@ -209,6 +219,7 @@ class PotentialFlow(Pretrained):
         context: Tensor | None,
         *,
         integrals: tuple[str, ...] = (),
+        growth: nn.Module | None = None,
         through: Literal["all", "ends", "ends backwards"] = "all",
     ) -> FlowPath:
         """`solve` through all times, of which the ends must be two where only they are wanted, or in reverse."""
@@ -221,15 +232,15 @@ class PotentialFlow(Pretrained):
                 times = times.reversed() if backwards else times
             num_flows = self.num_flows_at(z0, times.values[0], context)
             selection = parse_selection(k, batch=batch, num_flows=num_flows, like=z0)
-            state = State(z0.shape[1], integrals)
+            state = State(z0.shape[1], integrals, riding=0 if growth is None else 1)
             if batch == 0:  # no adaptive solver would accept that
                 y, solve = state.start(z0).expand(len(times), 0, -1), None
             else:
                 probe = rademacher_like(z0) if self._wants_probe and state.needs_divergence else None
-                dynamics = Dynamics(self.net, self.solenoidal, num_flows, self.compiled)
+                dynamics = Dynamics(self.net, self.solenoidal, num_flows, self.compiled, growth)
                 solve = Solve(dynamics, self.solver, state, selection, context, probe)
                 y = solve.run(z0, times)
-        z, found = state.unpack(y)
+        z, riding, found = state.unpack(y)
         return FlowPath(
             t=times.values.detach().double().to(z0.device, z0.dtype),
             z=z,
@@ -237,6 +248,7 @@ class PotentialFlow(Pretrained):
             kinetic_energy=found.get("kinetic_energy"),
             nfe=solve.costs.nfe if solve else 0,
             steps=solve.costs.steps if solve else 0,
+            log_mass_change=None if growth is None else riding[..., 0],
         )
 
     def transform(

@@ -15,7 +15,7 @@ from .flow import PotentialFlow
 from .frames import Frames, parse_frames
 from .image_quality import psnr as psnr
 from .image_quality import ssim as ssim
-from .modes import ordinary, recorded
+from .modes import full_precision, ordinary, recorded
 from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection
 from .times import TimesLike
@@ -243,7 +243,7 @@ def not_gradient(
         >>> bool((not_gradient(PotentialFlow(None, solenoidal=SkewLinear(4)), z) > 0.999).all())
         True
     """
-    with recorded():
+    with full_precision(z.device.type if isinstance(z, Tensor) else "cpu"), recorded():
         z = ordinary(z.detach()).requires_grad_() if isinstance(z, Tensor) and z.is_floating_point() else z
         v = flow.velocity(z, k, t, context)
         if not v.requires_grad:

@@ -21,7 +21,7 @@ ROWS = [
     "errors modes checks hub",
     "times selection frames",
     "potentials",
-    "divergence_free solenoidal",
+    "divergence_free solenoidal growth",
     "fields",
     "solve",
     "transform priors",

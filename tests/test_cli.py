@@ -66,7 +66,7 @@ def stored_step(path) -> int:
 
 def test_fit_writes_the_files_of_a_run(fitted) -> None:
     run, _ = fitted
-    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif", "traversals.webp"):
+    for name in ("config.yaml", "metrics.json", "traversals.png", "traversals.gif", "traversals.webp", "report.html"):
         assert (run / name).stat().st_size > 0
     assert list(run.glob("events.out.tfevents.*"))
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
@@ -614,8 +614,8 @@ def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
 def test_presets_have_the_papers_frames_and_the_fixed_names() -> None:
     frames = {"digits": 9, "mnist": 9, "shapes3d": 8, "falcor3d": 5, "isaac3d": 4}
     names = {f"{name}{more}" for name in frames for more in ("", "_weak", "_paper")} - {"digits_paper"}
-    assert presets.preset_names() == sorted([*names, "folder", "mnist_best"])
-    for name in presets.preset_names():
+    assert presets.preset_names() == sorted([*names, "folder", "mnist_best", "population"])
+    for name in sorted([*names, "folder", "mnist_best"]):
         preset: dict[str, dict[str, object]] = {}
         for path in presets.layers(name):
             for section, values in yaml.safe_load(path.read_text()).items():

@@ -393,3 +393,21 @@ def test_import_loads_no_optional_dependency():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["mlp", "ridge", "quadratic", "mlp and skew"])
+def test_gradients_of_velocities_under_autocast(name):
+    flow, z = FLOWS[name](), torch.randn(4, 3, requires_grad=True)
+    wanted = torch.autograd.grad(flow.velocity(z, 1, 0.5).square().sum(), z)
+    with torch.autocast("cpu"):
+        found = torch.autograd.grad(flow.velocity(z, 1, 0.5).square().sum(), z, create_graph=True)
+        torch.autograd.grad(found[0].sum(), z)
+    torch.testing.assert_close(found, wanted)
+
+
+@each_flow
+def test_what_turns_is_measured_in_full_precision(name):
+    flow, z = FLOWS[name](), torch.randn(4, 3)
+    wanted = cflow.metrics.not_gradient(flow, z, 1, 0.5)
+    with torch.autocast("cpu"):
+        torch.testing.assert_close(cflow.metrics.not_gradient(flow, z, 1, 0.5), wanted)

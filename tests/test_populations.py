@@ -426,6 +426,8 @@ SKEW = cflow.PotentialFlow(None, solenoidal=cflow.SkewLinear(2))
         ({"hamilton_jacobi": "yes"}, "hamilton_jacobi: expected a number ≥ 0"),
         ({"hamilton_jacobi": 1.0, "flow": SKEW}, "hamilton_jacobi: this flow has no potential"),
         ({"hamilton_jacobi": 1.0}, "potential: QuadraticPotential does not depend on t"),
+        ({"growth": 0.3, "loss": "sinkhorn"}, r"growth: expected an nn\.Module"),
+        ({"growth": nn.Linear(2, 1)}, "growth: Matching knows no masses; use 'transport' or 'sinkhorn'"),
         ({"regulariser": 3}, "regulariser: expected a function"),
         ({"regulariser": lambda flow, z, t: z.sum() * float("nan")}, "loss: became nan at step 1 of 2; try"),
     ],
@@ -455,3 +457,33 @@ def test_blur_of_matching_is_that_of_its_noise():
     assert not v.any()
     assert torch.equal(weight, torch.ones(4000))
     assert 0 < float(t.min()) < 0.01 < 0.99 < float(t.max()) < 1
+
+
+@pytest.mark.parametrize("loss", [Transport(), Transport(whole=True), Sinkhorn(blur=0.5)], ids=str)
+def test_growth_is_learned_from_proportions(loss):
+    # two groups that do not move; by t = 1 the right one is e² times as many, which no motion has to explain
+    x = torch.cat([0.05 * torch.randn(100, 1) - 2, 0.05 * torch.randn(100, 1) + 2])
+    parts = torch.cat([x[:24], x[100:].repeat(2, 1)[:176]])  # 24 : 176 is about 1 : e²
+    snapshots = Snapshots([x, parts], [0.0, 1.0])
+    flow = cflow.PotentialFlow(
+        cflow.QuadraticPotential(torch.zeros(1, 1, 1)).requires_grad_(False), solver=cflow.Solver("rk4", step_size=0.5)
+    )
+    growth = nn.Linear(1, 1)
+    rate = Rate(growth)
+    history = fit(flow, snapshots, loss=loss, steps=80, lr=0.03, batch_size=200, growth=rate, growth_penalty=0.0)
+    difference = (growth(torch.tensor([[2.0]])) - growth(torch.tensor([[-2.0]]))).item()
+    assert difference == pytest.approx(np.log(176 / 24), abs=0.15)
+    assert history["loss"][-1] < 0.1 * history["loss"][0]
+    g = growth.weight.item() * x[:, 0] + growth.bias.item()
+    terms = Objective(loss, growth=rate).terms(flow, snapshots, 200)
+    start, end = g.square().mean(), (g.exp() / g.exp().sum() * g.square()).sum()
+    assert terms["growth"].item() == pytest.approx(0.5 * (start + end).item(), rel=1e-6)
+
+
+class Rate(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, z, t):
+        return self.net(z)[:, 0]

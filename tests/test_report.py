@@ -195,6 +195,13 @@ def test_the_distance_from_exact_is_eulers_error():
     assert float(found["distance from exact"]) == pytest.approx((exact - 1.5) / (exact - 1), rel=0.05)
 
 
+def test_weights_of_transformations_are_those_of_the_flows_they_have_become():
+    about = subject(supervision="weak")
+    vars(about)["flows"] = [2, 0, 1]  # in place of what q(k|x) would say
+    assert about.weights(torch.tensor([0.25, 0.5, 1.0])).tolist() == [0.5, 1.0, 0.25]
+    assert about.labels == ["scaling (flow 2)", "rotation (flow 0)", "hue (flow 1)"]
+
+
 def test_one_flow_mixes_with_nothing():
     data = SequenceDataModule(dataset="digits", transformations="rotation")
     with pytest.raises(ArgumentError, match="mixes with no other"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -159,7 +159,8 @@ def population_animation(
     moving = to_array(flow.trajectory(seen[0], t=times))
     low, high = _window(torch.cat(seen)[:, [i, j]])
     figure = Figure(figsize=(4.4, 4.2), dpi=100, layout="constrained")
-    canvas, ax = FigureCanvasAgg(figure), figure.add_subplot()
+    canvas: Any = FigureCanvasAgg(figure)  # type: ignore[no-untyped-call]
+    ax = figure.add_subplot()
     pictures = []
     for t, points in zip(times.tolist(), moving, strict=True):
         nearest = int((snapshots.t - t).abs().argmin())

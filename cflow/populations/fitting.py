@@ -39,16 +39,27 @@ class Objective:
         loss: how far the flow is from moving each snapshot into the next.
         energy, hamilton_jacobi: weights.
         regulariser: a further term, or None.
+        growth: the rate at which members multiply, or None.
+        growth_penalty: its weight.
     """
 
     loss: Loss
     energy: float = 0.0
     hamilton_jacobi: float = 0.0
     regulariser: Regulariser | None = None
+    growth: nn.Module | None = None
+    growth_penalty: float = 0.0
 
     def __post_init__(self) -> None:
         not_negative("energy", self.energy)
         not_negative("hamilton_jacobi", self.hamilton_jacobi)
+        not_negative("growth_penalty", self.growth_penalty)
+        if self.growth is not None and not isinstance(self.growth, nn.Module):
+            raise ArgumentTypeError(
+                f"growth: expected an nn.Module g(z (B, D), t (B,)) -> (B,), got {type(self.growth).__name__}"
+            )
+        if self.growth is not None and not self.loss.grows:
+            raise ArgumentError(f"growth: {type(self.loss).__name__} knows no masses; use 'transport' or 'sinkhorn'")
         if self.regulariser is not None and not callable(self.regulariser):
             raise ArgumentTypeError(
                 "regulariser: expected a function (flow, z (M, D), t (M,)) -> a scalar, got "
@@ -58,9 +69,12 @@ class Objective:
     def terms(self, flow: PotentialFlow, snapshots: Snapshots, batch_size: int) -> dict[str, Tensor]:
         """The terms by name, unweighted but for "loss", which is their weighted sum: what to minimise."""
         inside = bool(self.hamilton_jacobi) or self.regulariser is not None
-        found = self.loss(flow, Task(snapshots, batch_size, inside=inside))
+        found = self.loss(flow, Task(snapshots, batch_size, self.growth, inside))
         terms = {"energy": found.energy}
         total = found.loss + self.energy * found.energy if self.energy else found.loss
+        if found.growth is not None:
+            terms["growth"] = found.growth
+            total = total + self.growth_penalty * found.growth
         if self.hamilton_jacobi:
             terms["hamilton_jacobi"] = free_motion(flow).residual(found.z, t=found.t).square().mean()
             total = total + self.hamilton_jacobi * terms["hamilton_jacobi"]
@@ -82,6 +96,8 @@ def fit(
     energy: float = 0.0,
     hamilton_jacobi: float = 0.0,
     regulariser: Regulariser | None = None,
+    growth: nn.Module | None = None,
+    growth_penalty: float = 0.1,
     seed: int = 0,
     on_step: Callable[[int, dict[str, float]], None] | None = None,
 ) -> History:
@@ -105,12 +121,16 @@ def fit(
         hamilton_jacobi: weight of the mean square of ∂_t u + ½‖∇u‖² + r·∇u, which is zero where every member keeps its
             velocity, as it does in optimal transport.
         regulariser: a further term, (flow, z (M, D), t (M,)) -> a scalar, at states along the way.
+        growth: a module g(z (M, D), t (M,)) -> (M,), trained too, at whose rate members multiply: d log m/dt = g. Those
+            carried then weigh ∝ e^{∫g}, normalised in each snapshot. Only for "transport" and "sinkhorn". Of g only
+            differences between members of one time can be learned.
+        growth_penalty: weight of ∫ E_m g² dt of the whole course.
         seed: of all draws; the global generators are left as they were.
         on_step: called after every step with its number, from 1, and its terms: for a progress bar or a checkpoint.
 
     Returns:
         The history, a dict of lists with an entry for every step: "step", "loss" (what was minimised), "seconds" since
-        the start, and the terms, unweighted: "energy", and "hamilton_jacobi" and "regulariser" where they were asked.
+        the start, and the terms, unweighted: "energy", and "hamilton_jacobi", "growth" and "regulariser" where asked.
 
     Raises:
         ArgumentError, ArgumentTypeError: a flow with several potentials or of another D, fewer than two snapshots, a
@@ -129,13 +149,14 @@ def fit(
         >>> bool((flow(early, t=(0.0, 1.0)).mean(0) - snapshots.x[1].mean(0)).norm() < 0.3)
         True
     """
-    objective = Objective(named_loss(loss), energy, hamilton_jacobi, regulariser)
+    objective = Objective(named_loss(loss), energy, hamilton_jacobi, regulariser, growth, growth_penalty)
     positive_int("steps", steps), positive_int("batch_size", batch_size), positive_number("lr", lr)
     if clip is not None:
         positive_number("clip", clip)
     snapshots = prepared(flow, snapshots)
     objective.loss.check(flow, snapshots)
-    trained = [p for p in flow.parameters() if p.requires_grad]
+    modules = [flow] if growth is None else [flow, growth]
+    trained = [p for module in modules for p in module.parameters() if p.requires_grad]
     if not trained:
         raise ArgumentError("flow: has no parameter that requires a gradient; there is nothing to train")
     optimizer = torch.optim.Adam(trained, lr=lr)

@@ -8,15 +8,15 @@ from typing import cast
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, MultivariateNormal
 
 from ..checks import positive_number
 from ..errors import ArgumentError, ArgumentTypeError
-from ..flow import PotentialFlow
+from ..flow import FlowPath, PotentialFlow
 from .loss import Found, Loss, Task
 from .snapshots import Snapshots
-from .transport import distances, sinkhorn_divergence, squared_distances, transport_plan
+from .transport import distances, priced_plan, sinkhorn_divergence, squared_distances, transport_plan
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Carried(Loss):
     """
 
     whole: bool = False
+    grows = True
 
     @abstractmethod
-    def compare(self, z: Tensor, y: Tensor) -> Tensor:
-        """How far members carried, z (B, D), are from members seen, y (B, D): a scalar."""
+    def compare(self, z: Tensor, y: Tensor, a: Tensor | None) -> Tensor:
+        """How far members carried, z (B, D) of weights a (B,), are from members seen, y (B, D): a scalar."""
 
     def __call__(self, flow: PotentialFlow, task: Task) -> Found:
         x, times = task.draw(), task.times[:, None].expand(-1, task.batch_size)
@@ -42,12 +43,27 @@ class Carried(Loss):
         else:  # (n, (S−1)·B): the start and the end of every interval
             rows = [times[:-1], *([between] if task.inside else []), times[1:]]
             start, seen = x[:-1].flatten(0, 1), torch.stack([row.flatten() for row in rows])
-        path = flow.solve(start, t=seen, kinetic_energy=True)
+        path = flow.solve(start, t=seen, kinetic_energy=True, growth=task.growth)
         each = 2 if task.inside else 1
         arrived = path.z[each::each].reshape(x[1:].shape)
         energy = cast(Tensor, path.kinetic_energy)[-1].view(-1, task.batch_size).mean(1).sum()
-        loss = torch.stack([self.compare(z, y) for z, y in zip(arrived, x[1:], strict=True)]).mean()
-        return Found(loss, energy, path.z.detach()[1::each].flatten(0, 1), seen[1::each].flatten())
+        weights: list[Tensor | None] = [None] * len(arrived)
+        growth = None
+        if task.growth is not None:  # counts are no masses: weights sum to one in each snapshot
+            change = cast(Tensor, path.log_mass_change)[each::each].reshape(arrived.shape[:2])
+            weights = list(change.softmax(1))
+            growth = self._multiplied(path, seen, task)
+        loss = torch.stack([self.compare(*group) for group in zip(arrived, x[1:], weights, strict=True)]).mean()
+        return Found(loss, energy, path.z.detach()[1::each].flatten(0, 1), seen[1::each].flatten(), growth)
+
+    def _multiplied(self, path: FlowPath, seen: Tensor, task: Task) -> Tensor:
+        """∫ E_m g² dt of the whole course, by the trapezoidal rule over the times of the paths."""
+        mass = cast(Tensor, path.log_mass_change).view(len(seen), -1, task.batch_size).softmax(-1)
+        g = cast(nn.Module, task.growth)(path.z.flatten(0, 1), seen.flatten()).view(mass.shape)
+        power = (mass * g.square()).sum(-1)
+        width = seen.diff(dim=0).view(len(seen) - 1, -1, task.batch_size)
+        total: Tensor = (0.5 * (power[1:] + power[:-1]) * width.mean(-1)).sum()
+        return total
 
 
 @dataclass(frozen=True)
@@ -72,9 +88,12 @@ class Transport(Carried):
         if positive_number("p", self.p) < 1:
             raise ArgumentError(f"p: expected a number ≥ 1, got {self.p!r}")
 
-    def compare(self, z: Tensor, y: Tensor) -> Tensor:
+    def compare(self, z: Tensor, y: Tensor, a: Tensor | None) -> Tensor:
         cost = squared_distances(z, y) if self.p == 2 else distances(z, y) ** self.p
-        return (transport_plan(cost) * cost).sum()
+        if a is None:
+            return (transport_plan(cost) * cost).sum()
+        plan, price = priced_plan(cost, a)
+        return (plan * cost).sum() + (price * (a - a.detach())).sum()  # the price is the derivative by a
 
 
 @dataclass(frozen=True)
@@ -94,8 +113,8 @@ class Sinkhorn(Carried):
     def __post_init__(self) -> None:
         positive_number("blur", self.blur)
 
-    def compare(self, z: Tensor, y: Tensor) -> Tensor:
-        return sinkhorn_divergence(z, y, blur=self.blur)
+    def compare(self, z: Tensor, y: Tensor, a: Tensor | None) -> Tensor:
+        return sinkhorn_divergence(z, y, blur=self.blur, a=a)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,13 @@ def transport_plan(cost: Tensor, a: Tensor | None = None, b: Tensor | None = Non
     return torch.as_tensor(plan).to(cost)
 
 
+def priced_plan(cost: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+    """The plan (N, M) from weights a (N,) to equal ones, and the price (N,) of more weight: d(least cost)/da."""
+    n, m = cost.shape
+    plan, log = _emd((_weights("a", a, n), _weights("b", None, m)), cost.detach().double().cpu(), "emd")
+    return torch.as_tensor(plan).to(cost), torch.as_tensor(log["u"]).to(cost)
+
+
 def assignment(cost: Tensor) -> Tensor:
     """The column (N,) of each row in the assignment of least total cost, of a square matrix of costs (N, N)."""
     try:

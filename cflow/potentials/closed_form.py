@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..modes import ordinary, recorded, transformed
+from ..modes import full_precision, ordinary, recorded, transformed
 from .field import Linearization, RecordedLinearization, Tensors, Time, VelocityField
 
 
@@ -160,6 +160,18 @@ class _Velocity(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         form, needed, saved = ctx.form, ctx.needs_input_grad[1:], ctx.saved_tensors
         (z, *inputs), activations = saved[: ctx.num_inputs], saved[ctx.num_inputs :]
+        with full_precision(cotangent.device.type):  # a gradient may be asked for under autocast
+            return _Velocity._pulled_back(form, needed, z, inputs, tuple(activations), cotangent)
+
+    @staticmethod
+    def _pulled_back(
+        form: ClosedForm,
+        needed: Sequence[bool],
+        z: Tensor,
+        inputs: list[Tensor],
+        activations: Tensors,
+        cotangent: Tensor,
+    ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             z, *inputs = (x.view_as(x) for x in (z, *inputs))  # partial derivatives: z depends on tensors too
             wanted = [x for x, need in zip((z, *inputs), needed, strict=True) if need]
@@ -172,8 +184,8 @@ class _Velocity(torch.autograd.Function):
         if not any(needed[1:]):
             return (None, grad_z, *(None for _ in inputs))
         side_by_side = tuple(x.unsqueeze(form.stage_axis) for x in activations)
-        main, times = form.vjp_parameters(States(z[None], side_by_side, [cotangent], [tangents]))
-        return (None, grad_z, *(x[0] for x in times), *main)
+        grads, times = form.vjp_parameters(States(z[None], side_by_side, [cotangent], [tangents]))
+        return (None, grad_z, *(x[0] for x in times), *grads)
 
 
 HIDDEN_UNITS_TOGETHER, LEAST_TOGETHER = 48 * 1024, 3  # so many are linearized at once, if they are so many states

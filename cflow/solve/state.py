@@ -69,17 +69,19 @@ INTEGRALS: dict[str, Integral] = {"log_density": LogDensity(), "kinetic_energy":
 
 @dataclass(frozen=True)
 class State:
-    """Rows (R, D + E): z, and a column for each of E integrals.
+    """Rows (R, D + riding + E): z, what rides with it, and a column for each of E integrals.
 
     Attributes:
         dim: latent dimensions D.
         names: the integrals, of `INTEGRALS`.
+        riding: columns between z and the integrals that the field moves along with z, such as a logarithm of mass.
         samples: the row (B,) of each sample, where rows are sorted and filled up; None: the batch as it is.
     """
 
     dim: int
     names: tuple[str, ...] = ()
     samples: Tensor | None = None
+    riding: int = 0
 
     @property
     def integrals(self) -> list[Integral]:
@@ -91,31 +93,42 @@ class State:
         """Whether any of them does."""
         return any(integral.needs_divergence for integral in self.integrals)
 
+    @property
+    def moved(self) -> int:
+        """Columns that the field moves: those of z, and what rides with it."""
+        return self.dim + self.riding
+
     def start(self, z: Tensor) -> Tensor:
-        """The state that starts at z (R, D)."""
-        return torch.cat([z, z.new_zeros(len(z), len(self.names))], 1) if self.names else z
+        """The state that starts at z (R, D), or at what the field moves, (R, D + riding)."""
+        more = self.moved + len(self.names) - z.shape[1]
+        return torch.cat([z, z.new_zeros(len(z), more)], 1) if more else z
 
     def z(self, y: Tensor) -> Tensor:
-        """z (…, D) of states (…, D + E)."""
-        return y[..., : self.dim] if self.names else y
+        """What the field moves, z and what rides with it, (…, D + riding), of states (…, D + riding + E)."""
+        return y[..., : self.moved] if self.names else y
 
-    def unpack(self, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """z (…, D) and the integrals (…) of states (…, D + E)."""
-        return self.z(y), {name: y[..., self.dim + i] for i, name in enumerate(self.names)}
+    def unpack(self, y: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """z (…, D), what rides with it (…, riding) and the integrals (…) of states (…, D + riding + E)."""
+        integrals = {name: y[..., self.moved + i] for i, name in enumerate(self.names)}
+        return y[..., : self.dim] if y.shape[-1] > self.dim else y, y[..., self.dim : self.moved], integrals
 
     def derivative(self, v: Tensor, divergence: Tensor | None, rate: Rate) -> Tensor:
-        """d(state)/ds (R, D + E)."""
-        return torch.cat([v * rate, *(x.derivative(v, divergence, rate) for x in self.integrals)], 1)
+        """d(state)/ds (R, D + riding + E), from what the field says, v (R, D + riding)."""
+        of_z = v[:, : self.dim] if self.riding else v
+        return torch.cat([v * rate, *(x.derivative(of_z, divergence, rate) for x in self.integrals)], 1)
 
     def vjp(
         self, v: Tensor, divergence: Tensor | None, rate: Rate, cotangent: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Cotangents of v (R, D), ∇·v (R,) and the rate (R, 1), from that of the derivative, (R, D + E)."""
-        grad_z, columns = cotangent[:, : self.dim], cotangent[:, self.dim :, None].unbind(1)
+        """Cotangents of v (R, D + riding), ∇·v (R,) and the rate (R, 1), from that of the derivative."""
+        grad_z, columns = cotangent[:, : self.moved], cotangent[:, self.moved :, None].unbind(1)
         grad_v, grad_rate = grad_z * rate, (v * grad_z).sum(-1, keepdim=True)
         grad_divergence: Tensor | float = 0.0
+        of_z = v[:, : self.dim] if self.riding else v
         for integral, column in zip(self.integrals, columns, strict=True):
-            to_v, to_divergence, to_rate = integral.vjp(v, divergence, rate, column)
+            to_v, to_divergence, to_rate = integral.vjp(of_z, divergence, rate, column)
+            if self.riding and isinstance(to_v, Tensor):  # integrals read nothing of what rides
+                to_v = torch.nn.functional.pad(to_v, (0, self.riding))
             grad_v, grad_rate = grad_v + to_v, grad_rate + to_rate
             grad_divergence = grad_divergence + to_divergence
         return grad_v, grad_divergence if isinstance(grad_divergence, Tensor) else None, grad_rate

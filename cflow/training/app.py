@@ -16,7 +16,7 @@ from typing import Any, NoReturn, cast
 import torch
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
@@ -31,6 +31,8 @@ from .datamodule import SequenceDataModule
 from .messages import explain, read_config
 from .module import FlowVAEModule
 from .optimizer import bfloat16_in_software
+from .population import PopulationModule, SnapshotDataModule
+from .population_trainer import PopulationTrainer
 from .report import REPORT, write_report
 from .trainer import FlowTrainer
 
@@ -42,7 +44,10 @@ COMMON = (
 
 # What the model takes over from the data.
 LINKED = {"image_shape": "image_shape", "num_frames": "num_frames", "num_flows": "data_flows"}
-HIDDEN = ("data.source", "data.sizes", *(f"model.{name}" for name in LINKED.values()))  # never or rarely given
+HIDDEN = (
+    *("kind", "model.dim", "model.units", "data.source", "data.sizes"),
+    *(f"model.{name}" for name in LINKED.values()),
+)  # never or rarely given
 
 
 class ConfigFile(ActionConfigFile):  # type: ignore[misc]
@@ -101,6 +106,9 @@ class CflowCLI(LightningCLI):
     trainer: FlowTrainer
     run: Path | None = None
     config_name: str | None = None
+    data_class: type[LightningDataModule] = SequenceDataModule
+    linked = LINKED
+    monitor = "val/equivariance_error"
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -130,10 +138,10 @@ class CflowCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of the model and the data first: they are what the help begins with."""
         parser.add_lightning_class_args(self._model_class, "model")
-        parser.add_lightning_class_args(SequenceDataModule, "data")
-        for theirs, its in LINKED.items():
+        parser.add_lightning_class_args(self.data_class, "data")
+        for theirs, its in self.linked.items():
             parser.link_arguments(f"data.{theirs}", f"model.{its}", apply_on="instantiate")
-        parser.add_lightning_class_args(FlowTrainer, "trainer")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add cflow's own options and defaults."""
@@ -225,7 +233,7 @@ class CflowCLI(LightningCLI):
             kwargs["logger"] = TensorBoardLogger(root, name=name, version=self.run.name)
         if section["enable_checkpointing"] is not False:
             callbacks = self.trainer_defaults.setdefault("callbacks", [])
-            callbacks += checkpoint_callbacks(self.run / "checkpoints")
+            callbacks += checkpoint_callbacks(self.run / "checkpoints", self.monitor)
         return self._make_trainer(**kwargs)
 
     def _make_trainer(self, **kwargs: Any) -> Trainer:
@@ -263,6 +271,39 @@ class CflowCLI(LightningCLI):
         if found := find_checkpoint(run):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=str(found), out_dir=str(run))
         rank_zero_only(print)(progress.last_line(steps, wanted, seconds))
+
+
+class PopulationCLI(CflowCLI):
+    """The same for snapshots of a population."""
+
+    data_class = SnapshotDataModule
+    linked = {"dim": "dim", "units": "units"}  # noqa: RUF012
+    monitor = "val/wasserstein"
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the commands and the arguments of each method that are no options."""
+        commands = CflowCLI.subcommands()
+        return {name: commands[name] for name in ("fit", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what a configuration says so that it is known for one of populations."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--kind", type=str, default=presets.POPULATION, help="Of what is trained.")
+
+
+def of_population(words: Sequence[str]) -> bool:
+    """Whether a command line is about a population: by its preset, its configuration, or its checkpoint."""
+    names, checkpoint = [*given(words, "--config"), *given(words, "-c")], last(words, "--ckpt_path")
+    if names:
+        if presets.is_preset(names[-1]):
+            return names[-1] == presets.POPULATION
+        return presets.kind_of(presets.config_file(names[-1])) == presets.POPULATION
+    if checkpoint is None:
+        return False
+    root = Path(last(words, "--trainer.default_root_dir") or DEFAULT_ROOT)
+    file = runs.named_checkpoint(checkpoint, root, last(words, "--run_name"), prefer="last")
+    return bool(runs.read_fit(file)[runs.CONFIG_KEY].get("kind") == presets.POPULATION)
 
 
 def given(words: Sequence[str], option: str) -> list[str]:
@@ -340,10 +381,14 @@ def one_by_one(words: Sequence[str]) -> list[list[str]]:
 
 def _cli(words: Sequence[str], module: type[FlowVAEModule]) -> CflowCLI:
     """Run one command line."""
-    return CflowCLI(
-        module,
-        SequenceDataModule,
-        trainer_class=FlowTrainer,
+    population = of_population(words)
+    if population and words[0] not in PopulationCLI.subcommands():
+        raise ArgumentError(f"`cflow {words[0]}` is for images; `cflow test` draws a population.")
+    cli: type[CflowCLI] = PopulationCLI if population else CflowCLI
+    return cli(
+        PopulationModule if population else module,
+        cli.data_class,
+        trainer_class=PopulationTrainer if population else FlowTrainer,
         save_config_callback=RunConfig,
         seed_everything_default=0,
         parser_class=Parser,

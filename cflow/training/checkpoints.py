@@ -110,12 +110,12 @@ class RunConfig(SaveConfigCallback):
         checkpoint[CONFIG_KEY] = storable(self.content)
 
 
-def checkpoint_callbacks(folder: Path) -> list[Callback]:
-    """Return the callbacks that keep ``best.ckpt`` and ``last.ckpt`` in a folder."""
+def checkpoint_callbacks(folder: Path, monitor: str) -> list[Callback]:
+    """Return the callbacks that keep ``best.ckpt``, of the least of what is monitored, and ``last.ckpt``."""
     best = ModelCheckpoint(
         folder,
         filename="best",
-        monitor="val/equivariance_error",
+        monitor=monitor,
         mode="min",
         save_on_train_epoch_end=False,
         enable_version_counter=False,

@@ -143,6 +143,18 @@ class FlowVAEModule(LightningModule):
         """Seconds of training so far, over all resumed fits."""
         return self._seconds_before + (0.0 if self._start is None else time.monotonic() - self._start)
 
+    def summary(self) -> str:
+        """What is trained on what."""
+        config, data = self.config, self.data
+        names, things = ", ".join(data.source.names), len(data.source.split("train"))
+        turning = "" if config.solenoidal == "none" else f" and {config.solenoidal} parts"
+        inferred = f", {self.vae.inference} inference of k" if config.weak else ""
+        labels = f", {data.labelled:.2%} of things with a label" if data.labelled else ""
+        return (
+            f"{names} of {things:,} {type(data.source).__name__}: {config.potential} potentials{turning}, "
+            f"D={config.latent_dim}, {sum(p.numel() for p in self.parameters()) / 1e6:.1f} M weights{inferred}{labels}"
+        )
+
     def setup(self, stage: str) -> None:
         """Hold the model against the data.
 

@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar, Timer
 from tqdm import tqdm
 
-NAMES = {"val/equivariance_error": "validation error"}
+NAMES = {"val/equivariance_error": "validation error", "val/wasserstein": "validation W1"}
 
 
 class FitProgress(ProgressBar):
@@ -102,7 +102,7 @@ class FitProgress(ProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Return what stands behind the bar, without Lightning's version number."""
         metrics = super().get_metrics(trainer, pl_module)
-        return {NAMES.get(k, k): f"{v:.1f}" if isinstance(v, float) else v for k, v in metrics.items() if k != "v_num"}
+        return {NAMES.get(k, k): _short(v) if isinstance(v, float) else v for k, v in metrics.items() if k != "v_num"}
 
     def _say(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._said = now = time.monotonic()
@@ -120,6 +120,10 @@ class FitProgress(ProgressBar):
             self._say(trainer, pl_module)
             self._bar.close()
             self._bar = None
+
+
+def _short(x: float) -> str:
+    return f"{x:.1f}" if abs(x) >= 10 else f"{x:.3f}"
 
 
 def draws_bars() -> bool:
@@ -142,8 +146,6 @@ def time_is_up(trainer: Trainer) -> bool:
 
 def describe(trainer: Trainer, module: Any) -> str:
     """What is trained, on what, and for how many steps, in one line."""
-    config, data = module.config, module.data
-    weights = sum(p.numel() for p in module.parameters()) / 1e6
     device = module.device.type
     if device == "cpu":
         device += f" ({torch.get_num_threads()} threads)" if torch.get_num_threads() > 1 else " (1 thread)"
@@ -157,14 +159,7 @@ def describe(trainer: Trainer, module: Any) -> str:
         if wanted
         else "without a last step"
     )
-    names, things = ", ".join(data.source.names), len(data.source.split("train"))
-    turning = "" if config.solenoidal == "none" else f" and {config.solenoidal} parts"
-    inferred = f", {module.vae.inference} inference of k" if config.weak else ""
-    labels = f", {data.labelled:.2%} of things with a label" if data.labelled else ""
-    return (
-        f"{names} of {things:,} {type(data.source).__name__}: {config.potential} potentials{turning}, "
-        f"D={config.latent_dim}, {weights:.1f} M weights{inferred}{labels}; {span} on {device}"
-    )
+    return f"{module.summary()}; {span} on {device}"
 
 
 def last_line(steps: int, wanted: int | None, seconds: float) -> str:

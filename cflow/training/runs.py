@@ -25,6 +25,8 @@ from ..hub import read_config
 from ..nets import ModelConfig
 from .datamodule import SequenceDataModule
 from .module import FlowVAEModule
+from .population import PopulationModule, SnapshotDataModule
+from .presets import POPULATION
 
 CONFIG_KEY = "cflow_config"
 
@@ -148,8 +150,8 @@ def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for key, value in content.items():
         options |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
-    # A folder that a checkpoint names is looked into where it is there, never made.
-    if not Path(options.get("data.root") or ".").is_dir():
+    # A folder or file that a checkpoint names is looked into where it is there, never made.
+    if not Path(options.get("data.root") or ".").exists():
         options.pop("data.root", None)
     return options
 
@@ -158,6 +160,9 @@ def storable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a configuration a checkpoint keeps: plain values, of the model, the data, and a few more."""
     model = [*_parameters(FlowVAEModule), *(field.name for field in fields(ModelConfig))]
     data = [name for name in _parameters(SequenceDataModule) if name not in ("transformations", "source")]
+    if config.get("kind") == POPULATION:
+        model = [name for name in _parameters(PopulationModule) if name not in ("dim", "units")]
+        data = _parameters(SnapshotDataModule)
     known = {"trainer": TRAINER, "model": model, "data": data}
     kept: dict[str, Any] = {}
     for section, names in known.items():
@@ -166,6 +171,8 @@ def storable(config: Mapping[str, Any]) -> dict[str, Any]:
             kept[section] = {name: values[name] for name in names if name in values and _is_plain(values[name])}
     if names := _of_library(config.get("data")):
         kept["data"]["transformations"] = ",".join(names)
+    if config.get("kind") == POPULATION:
+        kept["kind"] = POPULATION
     if type(config.get("seed_everything")) in (int, bool):
         kept["seed_everything"] = config["seed_everything"]
     if isinstance(name := config.get("run_name"), str) and re.fullmatch(r"\w[\w.-]*", name):

@@ -8,6 +8,7 @@ from ...errors import ArgumentError, DataError, did_you_mean
 
 FOLDER = Path(__file__).parent
 DEFAULT = "digits"
+POPULATION = "population"  # of no images: trained by another module
 GRIDS = ("shapes3d", "falcor3d", "isaac3d")
 # what a preset leaves out is as in another one
 BASES = {
@@ -40,6 +41,15 @@ def layers(name: str) -> list[Path]:
         ['digits.yaml', 'digits_weak.yaml']
     """
     return [FOLDER / f"{part}.yaml" for part in (BASES.get(name), name) if part]
+
+
+def kind_of(path: Path) -> str | None:
+    """Return what a configuration file says that it is of, in a line of its own; None for images."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # said where it is read
+        return None
+    return next((line.removeprefix("kind:").strip() for line in lines if line.startswith("kind:")), None)
 
 
 def config_file(name: str) -> Path:
