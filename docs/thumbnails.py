@@ -23,7 +23,7 @@ PARTS: dict[str, tuple[int, Box]] = {
     "flow_factorised_digits": (4, (0.237, 0.027, 0.613, 0.179)),
     "flows_for_a_model_you_already_have": (2, (0.587, 0.484, 0.988, 0.836)),
     "more_than_a_gradient": (0, (0.272, 0.0, 0.732, 1.0)),
-    "populations_in_motion": (5, (0.14, 0.165, 0.97, 0.885)),
+    "populations_in_motion": (1, (0.09, 0.075, 0.835, 0.9)),
     "potential_flow_2d": (0, (0.03, 0.22, 0.95, 0.93)),
     "solvers_and_gradients": (0, (0.552, 0.075, 0.905, 0.52)),
     "the_algebra_of_what_was_learned": (0, (0.5175, 0.281, 0.8955, 0.47)),
