@@ -86,7 +86,7 @@ class PotentialFlow(Pretrained):
             twice. "step": whole steps of an explicit Runge-Kutta method as one program each, and their gradients under
             the mode "discrete", of modules and closed forms. It is for many solves of the same batch size: compiling
             takes from half a minute to minutes; then a small module of the user's is several times as fast, a closed
-            form 1.2 to 1.5 times at D=16, hardly at D=64. Integrals, times that want a gradient, a norm of your own,
+            form 1.0 to 1.4 times at D=16, hardly at D=64. Integrals, times that want a gradient, a norm of your own,
             and transformations of PyTorch run uncompiled. Eight kinds of step, of other shapes say, are compiled;
             then a warning says that the rest is not. What a module reads beside arguments, tensors of its own and
             attributes (globals, contents of arrays) stays as it was when it was compiled.
