@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 import torchdiffeq
-from cases import ADAPTIVE, FIXED_RUNGE_KUTTA
+from cases import ADAPTIVE, FIXED_RUNGE_KUTTA, Users
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cflow import IntegrationError, MLPPotential, PotentialFlow, Schedule, Solver
 from cflow.solve import explicit
@@ -171,3 +172,37 @@ def test_options_of_the_step_control(options, monkeypatch):
     theirs = flow.solve(z0, t=(0.0, 1.0, 3.0))
     assert (ours.steps, ours.nfe) == (theirs.steps, theirs.nfe)
     torch.testing.assert_close(ours.z, theirs.z, rtol=1e-13, atol=1e-13)
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers that are read from tensors: on a GPU each makes the host wait for the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("gradient", ["direct", "discrete"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_fixed_step_reads_nothing_from_a_device_and_an_adaptive_one_its_error(gradient, recorded):
+    # a user's module, since closed forms are evaluated in inference mode, where the count sees nothing
+    net, z0, w = Users(3, 2), torch.randn(5, 3, requires_grad=True), torch.randn(5, 2)
+
+    def reads(**settings):
+        flow = PotentialFlow(net, solver=Solver(gradient=gradient, **settings))
+        with Reads() as seen, torch.set_grad_enabled(recorded):
+            path = flow.solve(z0, w, (0.0, 8.0))
+            if recorded:
+                path.z[-1].sum().backward()
+        return seen.count, path
+
+    reads(method="rk4", step_size=2.0)  # the tableau is read once
+    (few, _), (many, path) = (reads(method="rk4", step_size=size) for size in (2.0, 0.25))
+    assert path.steps == 32
+    assert few == many < 12  # of checks, once a solve
+    (loose, a), (tight, b) = (reads(method="dopri5", rtol=tol, atol=tol) for tol in (1e-3, 1e-7))
+    assert tight - loose == (b.nfe - a.nfe) // 6 > 0  # a trial takes six evaluations
