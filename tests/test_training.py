@@ -163,7 +163,8 @@ class Scores(pl.LightningModule):
 def test_the_best_checkpoint_has_the_smallest_error_and_the_last_one_all_steps(tmp_path) -> None:
     settings = {"max_steps": 3, "val_check_interval": 1, "num_sanity_val_steps": 0, "enable_checkpointing": True}
     loader = torch.utils.data.DataLoader(torch.zeros(3))
-    trainer(tmp_path, callbacks=checkpoint_callbacks(tmp_path), **settings).fit(Scores(), loader, loader)
+    callbacks = checkpoint_callbacks(tmp_path, "val/equivariance_error")
+    trainer(tmp_path, callbacks=callbacks, **settings).fit(Scores(), loader, loader)
     steps = {p.name: torch.load(p, weights_only=True)["global_step"] for p in tmp_path.glob("*.ckpt")}
     assert steps == {"best.ckpt": 2, "last.ckpt": 3}
 
