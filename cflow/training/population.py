@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ..checks import at_least
 from ..errors import ArgumentError
 from ..flow import PotentialFlow
-from ..populations import Matching, Objective, Snapshots, wasserstein
+from ..populations import ActionMatching, Matching, Objective, Snapshots, wasserstein
 from ..populations.cells import EMBRYOID_BODIES
 from ..populations.fitting import named_loss
 from ..potentials import MLPPotential, RescaledPotential, RidgePotential
@@ -161,7 +161,9 @@ class PopulationModule(LightningModule):
             raise ArgumentError(f"model.lr={lr!r} must be positive.")
         at_least("model.warmup_steps", warmup_steps, 0)
         self.lr, self.warmup_steps, self.hidden, self.kind = lr, warmup_steps, hidden, potential
-        self.objective = Objective(Matching(noise) if loss == "matching" else named_loss(loss), energy, hamilton_jacobi)
+        kinds = {"matching": Matching, "action": ActionMatching}  # the two that read noise
+        chosen = kinds[loss](noise) if loss in kinds else named_loss(loss)
+        self.objective = Objective(chosen, energy, hamilton_jacobi)
         self.loss_name = loss
         units = units or {"shift": [0.0] * dim, "scale": 1.0, "start": 0.0, "unit": 1.0}
         net = RidgePotential(dim, hidden=hidden) if potential == "ridge" else MLPPotential(dim, hidden=hidden)
