@@ -262,6 +262,7 @@ def document():
     return cost.run([small()], device=CPU, methods=methods, thread_counts=[1], rounds=1, budget=0)
 
 
+@pytest.mark.ci
 def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, monkeypatch) -> None:
     cost = script("solver_cost")
     original, made = cost.measure_size, []
@@ -283,6 +284,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, monkeypatch) -> None:
     ]
 
 
+@pytest.mark.ci
 def test_solver_cost_document(document) -> None:
     assert document["benchmark"] == "solver_cost"
     assert {"cpu", "torch", "torchdiffeq", "cflow", "device", "date"} <= set(document["machine"])
@@ -310,6 +312,7 @@ def test_solver_cost_document(document) -> None:
     assert all(graph["graph"] is None and set(graph["eager"]) == TIMING for graph in document["graphs"])
 
 
+@pytest.mark.ci
 def test_solver_cost_sweeps(document) -> None:
     points = document["work_precision"]
     assert all(set(p) == {"method", "setting", "nfe", "error", "seconds"} for p in points)
@@ -320,6 +323,7 @@ def test_solver_cost_sweeps(document) -> None:
     assert {(p["method"], p["gradient"]) for p in gradients} >= {("rk4", "direct"), ("dopri5", "adjoint")}
 
 
+@pytest.mark.ci
 def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
     cost, report, precision = script("solver_cost"), script("report"), script("precision")
     cost.show(document)
@@ -350,6 +354,7 @@ def test_compiled_field_is_skipped_with_a_reason_where_there_is_none(monkeypatch
     assert asked == [False]
 
 
+@pytest.mark.ci
 def test_marks(capsys) -> None:
     marks = script("marks")
     found = marks.measure([marks.MAIN], rounds=1, budget=0.1)
@@ -488,6 +493,7 @@ def test_the_gpus_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path) -
 # --- against_peers -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_against_peers_compares_answers_before_it_times(capsys) -> None:
     against = script("against_peers")
     rows, skipped = against.compare(problem_of(small()), "rk4", ["cflow", "torchdiffeq"], rounds=3, budget=0.2)
@@ -515,6 +521,7 @@ def test_where_the_time_of_a_solve_goes() -> None:
     assert found["parts"]["products"] > 0
 
 
+@pytest.mark.ci
 def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     against, peers = script("against_peers"), script("peers")
 
@@ -541,7 +548,9 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
 COMPILED = pytest.param("cflow-compiled", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("library", ["torchdyn", "torchode", "zuko", "diffrax", COMPILED])
+@pytest.mark.parametrize(
+    "library", ["torchdyn", "torchode", "zuko", pytest.param("diffrax", marks=pytest.mark.ci), COMPILED]
+)
 def test_other_libraries_give_the_same_answer(library) -> None:
     if importlib.util.find_spec(library.partition("-")[0]) is None:
         pytest.skip(f"{library} is not installed")
@@ -568,6 +577,7 @@ def test_training_iteration_parts_add_up(capsys) -> None:
     assert "digits, original" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_users_module_is_held_against_the_same_field_by_hand(tmp_path, capsys, monkeypatch) -> None:
     users = script("user_module")
     users.main(["--quick", "--rounds", "1", "--budget", "0", "--json", str(tmp_path / "users.json")])
@@ -616,6 +626,7 @@ def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch
         field.main([*words, "--json", str(tmp_path / "wrong.json")])
 
 
+@pytest.mark.ci
 def test_the_pendulum_swings_and_its_fields_are_compared(tmp_path, capsys) -> None:
     pendulum = script("pendulum")
     z = pendulum.swings(9, torch.Generator().manual_seed(0))
