@@ -24,7 +24,7 @@ ROWS = [
     "divergence_free solenoidal growth",
     "fields",
     "solve",
-    "transform priors",
+    "transform priors spike_slab",
     "flow",
     "pde inference",
     "objectives",
