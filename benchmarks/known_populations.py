@@ -48,7 +48,7 @@ FORECAST = 2.0
 LOOKED_AT = (0.15, 0.3, 0.4, 0.75, 1.0, 1.2)
 GRADIENTS = ("double well", "moving trap", "splitting", "Styblinski-Tang", "double exponential")
 TURNING = (("turning", 2), ("turning", 10), ("turning, round", 2))
-CASES = ((2, 0.0), (2, 0.5), (10, 0.5), (50, 0.5))  # D, σ
+CASES = ((10, 0.5), (2, 0.0), (50, 0.5), (2, 0.5))  # D, σ
 METHODS = ("recipe", "straight", "steady", "carried", "free", "ot_cfm", "linear", "still")
 TURNED = ("recipe", "straight", "straight + skew", "carried", "carried + skew", "free", "ot_cfm", "told", "still")
 FEWER = ("recipe", "straight", "steady", "free", "ot_cfm", "linear")
@@ -211,8 +211,8 @@ def every(methods: Sequence[str], seeds: Sequence[int], quick: bool) -> Iterator
     """Every row of these methods, seed by seed."""
     first, fewer = GRADIENTS[0], (10, 0.5)
     cases: list[tuple[str, Sequence[str], str, int, float, int]]
-    cases = [("gradients", METHODS, name, *case, MEMBERS) for case in CASES for name in GRADIENTS]
-    cases += [("turning", TURNED, name, dim, 0.0, MEMBERS) for name, dim in TURNING]
+    cases = [("turning", TURNED, name, dim, 0.0, MEMBERS) for name, dim in TURNING]
+    cases += [("gradients", METHODS, name, *case, MEMBERS) for case in CASES for name in GRADIENTS]
     cases += [("members", FEWER, first, *fewer, count) for count in COUNTS]
     if quick:
         cases = [("gradients", METHODS, first, 4, 0.5, 30), ("turning", TURNED, "turning", 2, 0.0, 30)]

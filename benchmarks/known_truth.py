@@ -159,7 +159,7 @@ class Truth:
 
     def score(self, y: Tensor, t: float) -> Tensor:
         """∇log p (N, D) in hidden coordinates."""
-        grid = log_density(self.plane, self.sigma, t, self.cells)
+        grid = density(self.plane, self.sigma, self.cells).log(t)
         if self.plane.copies:
             return gradient(grid, y.reshape(-1, 2)).view_as(y)
         faded = torch.exp(-2 * self.rates * t)
@@ -170,8 +170,7 @@ class Truth:
 # --- the density of a plane, on a grid ------------------------------------------------------------------------------
 
 
-@functools.cache
-def log_density(plane: Plane, sigma: float, t: float, cells: int) -> Tensor:
+class Density:
     r"""log p(y, t) at the middles of cells × cells squares, by finite volumes; no member crosses the border.
 
     Between two cells at distance h the flux is that of a drift that is constant between them, D/h (B(−w) p_left −
@@ -180,21 +179,37 @@ def log_density(plane: Plane, sigma: float, t: float, cells: int) -> Tensor:
     References:
         Scharfetter and Gummel: Large-signal analysis of a silicon Read diode oscillator, 1969.
     """
-    h, diffusion = 2 * REACH / cells, 0.5 * sigma**2
-    start = torch.tensor(plane.start, dtype=torch.float64)
-    away = (_points(cells, 0.0, 0.0)[:, None] - start).square().sum(-1)
-    p = (-0.5 * away / plane.width**2).exp().sum(1).view(cells, cells)
-    p, rates = p / (p.sum() * h * h), _rates(plane, 0.0, cells, diffusion)
-    # the loss of a cell in one step must not exceed what it holds; twice for drifts that change
-    fastest = 4 * max(float(rate.max()) for rate in rates)
-    steps = max(1, math.ceil(1.2 * t * fastest))
-    dt = t / steps
-    for i in range(steps):
-        if not plane.steady:
-            rates = _rates(plane, (i + 0.5) * dt, cells, diffusion)
-        once = p + dt * _change(p, rates)
-        p = 0.5 * (p + once + dt * _change(once, rates))
-    return p.clamp_min(1e-300).log()
+
+    def __init__(self, plane: Plane, sigma: float, cells: int) -> None:
+        self.plane, self.cells, self.diffusion = plane, cells, 0.5 * sigma**2
+        away = (_points(cells, 0.0, 0.0)[:, None] - torch.tensor(plane.start, dtype=torch.float64)).square().sum(-1)
+        p = (-0.5 * away / plane.width**2).exp().sum(1).view(cells, cells)
+        self.kept = {0.0: p / (p.sum() * (2 * REACH / cells) ** 2)}
+
+    def log(self, t: float) -> Tensor:
+        """log p (cells, cells) at a time ≥ 0, found from the nearest one before it that was asked for."""
+        if t not in self.kept:
+            early = max(time for time in self.kept if time < t)
+            self.kept[t] = self._later(self.kept[early], early, t)
+        return self.kept[t].clamp_min(1e-300).log()
+
+    def _later(self, p: Tensor, early: float, t: float) -> Tensor:
+        rates = _rates(self.plane, early, self.cells, self.diffusion)
+        # a cell must not lose more in one step than it holds; rates of a drift that changes may grow by a fifth
+        steps = math.ceil(1.2 * 4 * max(float(rate.max()) for rate in rates) * (t - early))
+        dt = (t - early) / steps
+        for i in range(steps):
+            if not self.plane.steady:
+                rates = _rates(self.plane, early + (i + 0.5) * dt, self.cells, self.diffusion)
+            once = p + dt * _change(p, rates)
+            p = 0.5 * (p + once + dt * _change(once, rates))
+        return p
+
+
+@functools.cache
+def density(plane: Plane, sigma: float, cells: int) -> Density:
+    """The one density of a plane, for all who ask."""
+    return Density(plane, sigma, cells)
 
 
 def _points(cells: int, x: float, y: float) -> Tensor:

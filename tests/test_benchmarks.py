@@ -748,14 +748,14 @@ def test_the_density_on_the_grid_is_the_exact_one() -> None:
     y = mean + variance.sqrt() * torch.randn(500, 2, generator=torch.Generator().manual_seed(0)).double()
     plane, exact = relaxing(truths, start=(start,), width=0.4), (mean - y) / variance
     error = [
-        float((truths.gradient(truths.log_density(plane, sigma, 0.6, cells), y) - exact).norm() / exact.norm())
+        float((truths.gradient(truths.Density(plane, sigma, cells).log(0.6), y) - exact).norm() / exact.norm())
         for cells in (40, 80)
     ]
     assert error[1] < 0.01
     assert 3 < error[0] / error[1] < 5  # of second order
     # what stands still stays as it is, to rounding
     resting = truths.Plane(lambda y, t: -y, width=sigma / 2**0.5)
-    before, after = (truths.log_density(resting, sigma, t, 40).exp() for t in (0.0, 1.0))
+    before, after = (truths.Density(resting, sigma, 40).log(t).exp() for t in (0.0, 1.0))
     assert (after - before).abs().max() < 1e-10
 
 
