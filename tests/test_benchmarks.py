@@ -708,3 +708,115 @@ def test_choosing_sees_neither_time_that_was_left_out(monkeypatch) -> None:
         left_out = [float(word) for word in row.case.split(", ")]
         assert sorted([*seen[-1], *left_out]) == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert len(seen) == 6 * len(populations.CANDIDATES)
+
+
+# --- populations whose motion is known ------------------------------------------------------------------------
+
+
+def relaxing(truths, **given):
+    """A plane in which members relax at rates 1 and 2, Gaussian for all time."""
+    return truths.Plane(lambda y, t: -y * torch.tensor([1.0, 2.0]).double(), **given)
+
+
+def gaussian_at(t, start, width, sigma):
+    """Mean and variance (2,) of `relaxing` at time t."""
+    rates = torch.tensor([1.0, 2.0]).double()
+    faded = torch.exp(-rates * t)
+    return torch.tensor(start).double() * faded, width**2 * faded**2 + sigma**2 / (2 * rates) * (1 - faded**2)
+
+
+def test_known_populations_go_on_and_print_their_tables(tmp_path, capsys, monkeypatch) -> None:
+    pytest.importorskip("ot")
+    known, kept = script("known_populations"), tmp_path / "table.json"
+    line = ["--quick", "--methods", "recipe", "carried + skew", "free", "told", "linear", "still", "--seeds", "0"]
+    known.main([*line, "--json", str(kept)])
+    printed = capsys.readouterr().out
+    assert printed.count("double well, D=4, σ=0.5  ") == printed.count("turning, D=2  ") == 3
+    rows = json.loads(kept.read_text(encoding="utf-8"))["rows"]
+    assert [row["method"] for row in rows.values()] == [
+        *("recipe", "free", "linear", "still"),
+        *("recipe", "carried + skew", "free", "told", "still"),
+    ]
+    assert all(row["error"] == 1 and "cosine" not in row for row in rows.values() if row["method"] == "still")
+    monkeypatch.setattr(known, "learned", lambda *_: pytest.fail("a row is computed twice"))
+    known.main([*line, "--json", str(kept)])
+
+
+def test_the_simulated_population_is_the_exact_one() -> None:
+    truths, start, sigma = script("known_truth"), (0.5, -0.3), 0.5
+    plane = relaxing(truths, start=(start,), width=0.4)
+    first, last = truths.Truth(plane, 2, 0.0).draw(50, [0.0, 1.2], seed=0)
+    assert (last - first * torch.exp(-1.2 * torch.tensor([1.0, 2.0]).double())).abs().max() < 1e-4
+    mean, variance = gaussian_at(1.2, start, 0.4, sigma)
+    seen = truths.Truth(plane, 2, sigma).draw(40_000, [1.2], seed=1)[0]
+    assert ((seen.mean(0) - mean).abs() < 4 * (variance / 40_000).sqrt()).all()
+    assert ((seen.var(0) / variance - 1).abs() < 4 * (2 / 40_000) ** 0.5).all()
+
+
+def test_the_density_on_the_grid_is_the_exact_one() -> None:
+    truths, start, sigma = script("known_truth"), (0.5, -0.3), 0.5
+    mean, variance = gaussian_at(0.6, start, 0.4, sigma)
+    y = mean + variance.sqrt() * torch.randn(500, 2, generator=torch.Generator().manual_seed(0)).double()
+    plane, exact = relaxing(truths, start=(start,), width=0.4), (mean - y) / variance
+    error = [
+        float((truths.gradient(truths.Density(plane, sigma, cells).log(0.6), y) - exact).norm() / exact.norm())
+        for cells in (40, 80)
+    ]
+    assert error[1] < 0.01
+    assert 3 < error[0] / error[1] < 5  # of second order
+    # what stands still stays as it is, to rounding
+    resting = truths.Plane(lambda y, t: -y, width=sigma / 2**0.5)
+    before, after = (truths.Density(resting, sigma, 40).log(t).exp() for t in (0.0, 1.0))
+    assert (after - before).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_what_moves_the_density_is_the_drift_less_the_score(copies) -> None:
+    truths, sigma, t = script("known_truth"), 0.5, 0.6
+    plane = relaxing(truths, width=0.4, copies=copies)
+    truth = truths.Truth(plane, 4, sigma, cells=80)
+    z = truth.draw(300, [t], seed=0)[0]
+    _, variance = gaussian_at(t, (0.0, 0.0), 0.4, sigma)
+    rates = torch.tensor([1.0, 2.0]).double()
+    if copies:
+        rates, variance = rates.repeat(2), variance.repeat(2)
+    else:
+        slow = torch.tensor([0.1, 0.3]).double()
+        faded = torch.exp(-2 * slow * t)
+        rates = torch.cat([rates, slow])
+        variance = torch.cat([variance, 0.25 * faded + sigma**2 / (2 * slow) * (1 - faded)])
+    # a Gaussian stays one where v is linear: its variance changes at the rate of 2 · the slope
+    slope = -rates + 0.5 * sigma**2 / variance
+    exact = (z @ truth.basis * slope) @ truth.basis.mT
+    assert (truth.velocity(z, t) - exact).norm() < 0.01 * truth.drift(truth.hidden(z), t).norm()  # v is a difference
+    still = truths.Truth(plane, 4, 0.0)
+    assert torch.allclose(still.velocity(z, t), -(z @ truth.basis * rates) @ truth.basis.mT)
+
+
+def test_gradients_of_known_populations_are_gradients_and_turning_is_not() -> None:
+    truths, known = script("known_truth"), script("known_populations")
+    y = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
+
+    def turn(name):
+        step = torch.eye(2).double() * 1e-5
+        drift = truths.PLANES[name].drift
+        slope = [(drift(y + step[i], 0.7) - drift(y - step[i], 0.7)) / 2e-5 for i in (0, 1)]
+        return (slope[0][:, 1] - slope[1][:, 0]).abs().max()
+
+    assert all(turn(name) < 1e-8 for name in known.GRADIENTS)
+    assert all(abs(turn(name) - 2) < 1e-6 for name, _ in known.TURNING)
+    x = y.clone().requires_grad_()  # the published formula, in halves of its unit
+    published = 0.5 * ((2 * x) ** 4 - 16 * (2 * x) ** 2 + 5 * (2 * x)).sum()
+    expected = -torch.autograd.grad(published, x)[0] / 32
+    assert torch.allclose(truths.PLANES["Styblinski-Tang"].drift(y, 0.0), expected)
+
+
+def test_linear_maps_carry_what_moves_linearly() -> None:
+    known, populations = script("known_populations"), script("populations")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=generator)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    stretched = x @ (turn * torch.tensor([0.5, 1.0, 2.0])) @ turn.mT + torch.tensor([1.0, 0.0, -1.0])
+    velocity = known.linear(cflow.populations.Snapshots([x, stretched], [0.0, 0.5]))
+    arrived = populations.carried(velocity, x, (0.0, 0.5))
+    assert (arrived - stretched).abs().max() < 2e-3  # 1e-4 is added to the variances
