@@ -27,7 +27,7 @@ ROWS = [
     "transform priors spike_slab",
     "flow",
     "pde inference",
-    "objectives",
+    "objectives sparse",
     "vae traversal populations",
     "nets",
     "checkpoint",
