@@ -820,3 +820,118 @@ def test_linear_maps_carry_what_moves_linearly() -> None:
     velocity = known.linear(cflow.populations.Snapshots([x, stretched], [0.0, 0.5]))
     arrived = populations.carried(velocity, x, (0.0, 0.5))
     assert (arrived - stretched).abs().max() < 2e-3  # 1e-4 is added to the variances
+# --- the leaderboard of latent dynamics -----------------------------------------------------------------------
+
+
+def test_the_linear_map_is_the_matrix_exponential() -> None:
+    flow = script("latent_baselines").LinearMap(3, 2).double()
+    flow.shift.data.normal_()
+    z0, generator = torch.randn(4, 3, dtype=torch.float64), flow.generator.detach()
+
+    def moved(z, w, t):
+        exact = torch.linalg.matrix_exp(t * torch.tensordot(w, generator, 1))
+        return z @ exact[:3, :3].mT + exact[:3, 3]
+
+    w = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    times = torch.tensor([0.5, 1.0, 2.75, 4.5], dtype=torch.float64)
+    for t in (times, times.flip(0)):
+        path = flow.trajectory(z0, w, t)
+        torch.testing.assert_close(path, torch.stack([moved(z0, w, s - t[0]) for s in t]))
+    one = torch.eye(2, dtype=torch.float64)
+    path = flow.trajectory(z0, cflow.Schedule([0.0, 1.5, 4.0], [0, 1]), torch.tensor([0.0, 1.0, 3.0, 4.0]))
+    torch.testing.assert_close(path[2:], torch.stack([moved(moved(z0, one[0], 1.5), one[1], s) for s in (1.5, 2.5)]))
+    k, t = torch.tensor([0, 1, 1, 0]), torch.tensor([[0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 2.0, 0.0]])
+    ends = flow(z0, k, t)
+    expected = [moved(z[None], one[i], s) for z, i, s in zip(z0, k, t[1].double(), strict=True)]
+    torch.testing.assert_close(ends, torch.cat(expected))
+    rate = (flow(z0, 1, t=(0.0, 1e-6)) - z0) / 1e-6
+    torch.testing.assert_close(rate, flow.velocity(z0, 1), rtol=0, atol=1e-4)
+
+
+def test_a_velocity_network_is_solved_for_every_row() -> None:
+    flow = script("latent_baselines").VelocityNetwork(3, 2, hidden=8, step_size=0.05).double()
+    z0, k = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    t = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.5, 3.0], [4.0, 2.0, 1.0, 3.5]])
+    path = flow.trajectory(z0, k, t)
+    for row, (flow_of, times) in enumerate(zip(k, t.mT.double(), strict=True)):
+        keep = [0, *(i for i in (1, 2) if times[i] > times[i - 1])]
+        exact = torchdiffeq.odeint(
+            lambda _, z, i=flow_of: flow.velocity(z[None], i)[0], z0[row], times[keep], rtol=1e-9, atol=1e-9
+        )
+        torch.testing.assert_close(path[keep, row], exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(flow.velocity(z0, torch.ones(2)), flow.velocity(z0, 0) + flow.velocity(z0, 1))
+
+
+def test_a_map_is_inferred_from_the_first_two_frames() -> None:
+    flow = script("latent_baselines").InferredMap(12, rows=3, ridge=0.0).double()
+    first, step = torch.randn(5, 3, 4, dtype=torch.float64), 0.3 * torch.randn(5, 3, 3, dtype=torch.float64)
+    path = [first]
+    for _ in range(9):
+        path.append(step @ path[-1])
+    path = torch.stack(path).flatten(2)
+    state = torch.cat([path[0], path[1]], 1)
+    t = torch.tensor([0.0, 1.0, 4.0, 8.0])
+    found = flow.trajectory(state, None, t)
+    torch.testing.assert_close(found, torch.cat([path[t.long()], path[t.long() + 1]], -1))
+
+
+def test_the_kl_to_a_laplace_prior_is_its_integral() -> None:
+    laplace_kl = script("latent_baselines").laplace_kl
+    q = torch.distributions.Normal(torch.tensor([0.3, -2.0]).double(), torch.tensor([0.5, 1.2]).double())
+    before = torch.tensor([0.4, 0.0]).double()
+    z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
+    p = torch.distributions.Laplace(before, 1 / 3.0)
+    integral = torch.trapezoid(q.log_prob(z).exp() * (q.log_prob(z) - p.log_prob(z)), dx=24 / 200_000, dim=0)
+    torch.testing.assert_close(laplace_kl(q, before, 3.0), integral, rtol=1e-6, atol=0)
+
+
+def test_transport_costs_what_a_half_turn_does() -> None:
+    cost, turn = script("latent_columns").transport_cost, cflow.SkewLinear(dim=2)
+    turn.matrix.data.copy_(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    flow = cflow.PotentialFlow(None, solenoidal=turn)
+    assert cost(flow, torch.randn(9, 2), torch.pi) == pytest.approx((torch.pi / 2) ** 2, rel=1e-3)
+    straight = cflow.PotentialFlow(cflow.QuadraticPotential(torch.zeros(1, 2, 2), torch.ones(1, 2)))
+    assert cost(straight, torch.randn(9, 2), 3.0) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_every_row_of_the_leaderboard_trains_its_dynamics(monkeypatch) -> None:
+    board = script("latent_dynamics")
+    source = cflow.data.Digits().split("train")
+    batch = board.Drawn(source, board.DECODED, 0).__getitems__([(0, thing) for thing in range(4)])
+    for name, row in board.ROWS.items():
+        monkeypatch.setattr(board, "WIDTH", 8)
+        vae = row.make()
+        loss = board.loss_of(row, vae, source, batch)
+        loss.backward()
+        assert loss.isfinite(), name
+        moved = [p.grad for p in vae.flow.parameters() if p.grad is not None]
+        assert bool(moved) == (row.kind == "k"), name  # the others' maps are inferred, or fitted afterwards
+        assert all(grad.isfinite().all() for grad in moved), name
+
+
+def test_the_leaderboard_goes_on_and_prints_its_table(tmp_path, capsys, monkeypatch) -> None:
+    pytest.importorskip("matplotlib")
+    board, kept = script("latent_dynamics"), tmp_path / "board.json"
+    line = ["--quick", "--json", str(kept), "--weights", str(tmp_path), "--rows", "map inferred", "Euler"]
+    board.main([*line, "--list"])
+    assert "the trials of 2 rows" in capsys.readouterr().out
+    board.main(line)
+    printed = capsys.readouterr().out.splitlines()
+    (inferred,) = (row.split() for row in printed if row.startswith("map inferred  "))
+    assert inferred.count("–") == 8  # of eight columns, the density and the time two are there
+    assert (tmp_path / "board.png").stat().st_size > 10_000
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    row = document["rows"]["Euler/1/0"]
+    assert row["seconds"] > 0
+    assert set(document["trials"]["Euler"]) == {str(rate) for rate in board.RATES}
+    assert row["rate"] == min(board.RATES, key=lambda rate: document["trials"]["Euler"][str(rate)]["error"])
+    monkeypatch.setattr(board, "train", lambda *_, **__: pytest.fail("a row is trained twice"))
+    board.main(line)
+    board.main([*line, "--again"])  # the columns alone, from the weights
+    again = json.loads(kept.read_text(encoding="utf-8"))["rows"]["Euler/1/0"]
+    assert again["numbers"] == pytest.approx(row["numbers"])
+    capsys.readouterr()
+    board.main([*line, "--list"])
+    assert "to do: 0.00 CPU hours" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other settings"):
+        board.main([*line[1:], "--steps", "7"])
