@@ -24,7 +24,6 @@ from .state import State
 from .steps import Step
 from .tableau import tableau
 
-
 @dataclass(frozen=True)
 class SegmentSolve:
     """One segment, its rows in order.
@@ -79,7 +78,6 @@ class ContinuousAdjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, solve: SegmentSolve, isolated: VelocityField, *inputs: Tensor) -> Tensor:
-        ctx.costs = solve.integrator.costs
         y, start, end, *tensors = (x.detach() for x in inputs)
         shifts = [x.new_zeros(x.shape, dtype=y.dtype, device=y.device) for x in (start, end)]
         ctx.copies = [y, *shifts, *tensors]
@@ -96,6 +94,7 @@ class ContinuousAdjoint(torch.autograd.Function):
             wanted = [x for x in ctx.copies[1:] if x.requires_grad]
             rhs = Recorded(field, clock, solve.state)
             ctx.output = solve.integrator(rhs, y, solve.segment, adjoint_of=wanted)
+        ctx.solve, ctx.rhs = solve, rhs
         ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
         output: Tensor = ctx.output.detach()
         return output
@@ -103,7 +102,7 @@ class ContinuousAdjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        ctx.costs.backward_trials = 0
+        ctx.solve.integrator.costs.backward_trials, ctx.rhs.back = 0, True
         wanted = [x for x in ctx.copies if x.requires_grad]
         with _backward(cotangent):
             found = torch.autograd.grad(

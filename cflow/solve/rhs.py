@@ -92,7 +92,10 @@ class RightHandSide(ABC):
 
     Attributes:
         field, clock, state: what it is made of.
+        back: whether the continuous adjoint runs it backwards by now.
     """
+
+    back = False
 
     def __init__(self, field: VelocityField, clock: Clock, state: State) -> None:
         self.field, self.clock, self.state, self.rate = field, clock, state, clock.rate
