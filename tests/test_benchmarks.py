@@ -820,6 +820,8 @@ def test_linear_maps_carry_what_moves_linearly() -> None:
     velocity = known.linear(cflow.populations.Snapshots([x, stretched], [0.0, 0.5]))
     arrived = populations.carried(velocity, x, (0.0, 0.5))
     assert (arrived - stretched).abs().max() < 2e-3  # 1e-4 is added to the variances
+
+
 # --- the leaderboard of latent dynamics -----------------------------------------------------------------------
 
 
