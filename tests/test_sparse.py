@@ -135,9 +135,7 @@ def test_value_is_below_the_evidence_and_importance_sampling_reaches_it():
         def forward(self, x):
             return Independent(Normal(0.8 * x, torch.full_like(x, 0.6)), 1)
 
-    vae = (
-        cflow.FlowVAE(Wide(), Plain(), flow, flow_posterior=net, inference="sparse", flow_prior=prior).double().eval()
-    )
+    vae = cflow.FlowVAE(Wide(), Plain(), flow, flow_posterior=net, inference="sparse", flow_prior=prior).double().eval()
     with torch.no_grad():
         values = torch.stack([vae.elbo(x).value for _ in range(200)])
     assert values.mean() < truth.mean() - 0.2
