@@ -183,12 +183,12 @@ class Regression(nn.Module):
         a, b = states.chunk(2)
         change = after - self.decoder(a).mean
         middle = 0.5 * (a + b)
-        q = self._regress(self._seen(self._velocities(middle)), change)
+        q = self.regress(self._seen(self._velocities(middle)), change)
         v = self._velocities(states)
         v_a, v_b = ((part @ q.mean[..., None])[..., 0] for part in v.chunk(2))
         v_middle = self._velocities(middle + (v_a - v_b) / 8)
         mean = sum(c * part for c, part in zip((1 / 6, 1 / 6, 4 / 6), (*v.chunk(2), v_middle), strict=True))
-        q = self._regress(self._seen(mean), change)
+        q = self.regress(self._seen(mean), change)
         if self.training:
             self.activity.lerp_(q.probs.mean(0), 0.02)
         shape = (len(x), x.shape[1] - 1, -1)
@@ -205,7 +205,7 @@ class Regression(nn.Module):
         still = self.decoder(torch.zeros_like(v[:1, :, 0])).mean[:, None]
         return (self.decoder(v.mT).mean - still).mT
 
-    def _regress(self, design: Tensor, change: Tensor) -> SpikeSlab:
+    def regress(self, design: Tensor, change: Tensor) -> SpikeSlab:
         """The posterior of w, of design (N, C, K) and change (N, C), under a standard normal slab."""
         number, most = design.shape[-1], self.sets.shape[1]
         precision = (-2 * self.decoder.log_scale).exp()

@@ -119,6 +119,7 @@ def test_fit_ends_with_the_table_and_where_the_files_are(fitted) -> None:
     assert "Tip" not in fitted[1]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("supported", [True, False])
 def test_bfloat16_only_where_the_processor_has_it(supported, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
@@ -139,6 +140,7 @@ def test_load_needs_no_lightning(fitted) -> None:
     assert done.stdout == "4\n"
 
 
+@pytest.mark.ci
 def test_weights_are_tested_and_drawn_by_name(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--data.test_samples", "30", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -187,6 +189,7 @@ def test_weights_score_what_is_stored(name, tmp_path, monkeypatch) -> None:
     assert json.loads(Path("x/metrics.json").read_text()) == pytest.approx(stored, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.ci
 def test_test_repeats_the_measures_of_the_fit(there, tmp_path, capsys) -> None:
     assert cli.main(["test", "--config", "digits", "--ckpt_path", "last", "--out_dir", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((there / "metrics.json").read_text())
@@ -328,6 +331,7 @@ def test_a_wrong_composition_is_one_line_and_code_2(there, tmp_path, capsys) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 def test_resume_goes_on_with_the_new_learning_rate(there, monkeypatch) -> None:
     from cflow.training.module import FlowVAEModule
 
@@ -397,6 +401,7 @@ def test_a_fit_ends_with_the_test_of_its_best_checkpoint(tmp_path, monkeypatch) 
     assert [path.resolve() for path in tested] == [checkpoints / "best.ckpt"]
 
 
+@pytest.mark.ci
 def test_another_optimizer_cannot_go_on(folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     assert cli.main(["fit", *TINY, "--trainer.max_steps", "1", "--model.optimizer", "adam", "--run_name", "adam"]) == 0
@@ -413,6 +418,7 @@ def test_the_newest_run_has_the_largest_number(tmp_path) -> None:
     assert runs.claim_run(tmp_path, "digits").name == "version_11"
 
 
+@pytest.mark.ci
 def test_a_fit_that_time_ends_says_what_is_missing(folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     assert cli.main(["fit", *TINY, "--trainer.max_time", "00:00:00:01", "--run_name", "timed"]) == 0
@@ -441,6 +447,7 @@ def test_print_config_help_and_version(capsys) -> None:
         cli.main(["--print_config"])
 
 
+@pytest.mark.ci
 def test_a_printed_configuration_makes_a_run_of_its_own_name(folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit, match="0"):

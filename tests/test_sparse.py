@@ -131,16 +131,14 @@ def test_value_is_below_the_evidence_and_importance_sampling_reaches_it():
     truth = log_evidence(x[..., 0], prior)
     net = Given(*(p.expand(B, 2, 1).clone() for p in (prior.logits, prior.loc, prior.scale)))
 
-    class Prior(nn.Module):  # q(z_0|x_0) is p(z_0): what is importance-sampled has bounded weights
+    class Wide(nn.Module):  # q(z_0|x_0): p(z_0|x_0), a little wider, so that weights are bounded
         def forward(self, x):
-            return Independent(Normal(torch.zeros_like(x), torch.ones_like(x)), 1)
+            return Independent(Normal(0.8 * x, torch.full_like(x, 0.6)), 1)
 
-    vae = (
-        cflow.FlowVAE(Prior(), Plain(), flow, flow_posterior=net, inference="sparse", flow_prior=prior).double().eval()
-    )
+    vae = cflow.FlowVAE(Wide(), Plain(), flow, flow_posterior=net, inference="sparse", flow_prior=prior).double().eval()
     with torch.no_grad():
         values = torch.stack([vae.elbo(x).value for _ in range(200)])
-    assert values.mean() < truth.mean() - 0.5
+    assert values.mean() < truth.mean() - 0.2
     torch.testing.assert_close(vae.elbo(x).flow_kl, torch.zeros(()).double(), atol=1e-12, rtol=0)
     estimate = cflow.metrics.log_likelihood(vae, x, num_samples=20_000)
     assert (estimate - truth).abs().max() < 0.05
