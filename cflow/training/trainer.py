@@ -88,6 +88,7 @@ class FlowTrainer(Trainer):
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)
+            paths += results.draw_flows(model, datamodule, folder, self.strategy.root_device, numbers)
             chapter = self._chapter(model, datamodule, ckpt_path, pretrained, folder)
             paths.append(write_report(folder / REPORT, [chapter]))
             print(results.table(numbers))
