@@ -1,6 +1,7 @@
 """A solve that fails says why, when, in which rows, and what helps; and says so soon."""
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -176,6 +177,33 @@ def contraction(strength, solver, t=(0.0, 8.0)):
     flow = PotentialFlow(Potential(lambda z, t: -strength / 4 * (z**4).sum(-1)), solver=solver)
     flow(z0, None, t).square().sum().backward()
     return z0.grad, 2 * z0.detach() / (1 + 2 * strength * (t[1] - t[0]) * z0.detach() ** 2) ** 2
+
+
+@pytest.mark.parametrize("solver", [Solver("dopri5", gradient="adjoint"), Solver("scipy_solver", rtol=1e-7, atol=1e-7)])
+def test_a_way_back_that_misses_is_warned_of(solver) -> None:
+    with pytest.warns(UserWarning, match=r"misses z0 by more than 1% .* gradient='discrete'"):
+        grad, truth = contraction(40.0, solver, (0.0, 8.0 if solver.method == "dopri5" else 40.0))
+    assert (grad - truth).norm() > 0.05 * truth.norm() or solver.is_scipy
+
+
+@pytest.mark.parametrize("solver", [Solver("dopri5", gradient=x) for x in ("adjoint", "discrete", "direct")])
+def test_a_way_back_that_meets_is_not(solver) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        grad, truth = contraction(5.0, solver, (0.0, 1.0))
+        assert (grad - truth).norm() < 2e-3 * truth.norm()
+        if solver.gradient != "adjoint":
+            grad, truth = contraction(40.0, solver)
+            assert (grad - truth).norm() < 0.03 * truth.norm()
+
+
+def test_one_row_of_many_is_enough() -> None:
+    z0 = torch.full((200, 2), 0.05, dtype=torch.float64)
+    z0[7] = 1.0
+    z0.requires_grad_()
+    cubic = Potential(lambda z, t: -10 * (z**4).sum(-1))
+    with pytest.warns(UserWarning, match=r"misses z0"):
+        PotentialFlow(cubic, solver=Solver("dopri5", gradient="adjoint"))(z0, None, (0.0, 8.0)).sum().backward()
 
 
 def test_a_way_back_that_blows_up_names_the_discrete_gradient() -> None:
