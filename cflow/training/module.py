@@ -254,23 +254,17 @@ class FlowVAEModule(GuardedModule):
                 group["lr"] = rate
         seed_generators(mixed(self.seed, seen(self.trainer), self.global_rank))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch: nats a sequence, averaged over the batch."""
-        x = self._frames(batch)
-        k = None if self.config.weak else self._selection(batch.k, self.data.source.times)
-        loss: Tensor = self.vae.elbo(x, k, batch.t, batch.mask, labels=batch.labels).loss
-        self.log("loss", loss, prog_bar=True, batch_size=len(x))
-        return loss
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss of a batch, in nats a sequence, averaged over the batch, and its terms."""
-        k = None if self.config.weak else batch.k
+        k = None if self.config.weak else self._selection(batch.k, self.data.source.times)
         elbo = self.vae.elbo(self._frames(batch), k, batch.t, batch.mask, labels=batch.labels)
         return {"loss": elbo.loss, "reconstruction": elbo.reconstruction, **elbo.terms}
 
     def parts(self, batch: Batch) -> Iterator[tuple[str, Batch]]:
-        """The sequences of each transformation."""
+        """The sequences of each transformation; where those are mixed, those that it is on in at all."""
         for k, name in enumerate(self.data.source.names):
-            rows = (batch.k == k).nonzero()[:, 0]
+            there = batch.k == k if batch.k.ndim == 1 else batch.k[:, :, k].any(1)
+            rows = there.nonzero()[:, 0]
             if len(rows):
                 yield name, batch.of(rows)
 
