@@ -17,11 +17,13 @@ from cflow import SpikeSlab
 FOLDER = Path(cflow.__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def planted(one_thread):
-    sys.path.insert(0, str(FOLDER))
+@pytest.fixture
+def planted(one_thread, monkeypatch):
+    """The script, which imports others by name, as when Python runs it."""
+    monkeypatch.syspath_prepend(str(FOLDER))
     yield importlib.import_module("planted_flows")
-    sys.path.remove(str(FOLDER))
+    for path in FOLDER.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def of(planted, way, problem="direct", count=40):
