@@ -406,7 +406,7 @@ class FlowVAEModule(LightningModule):
             "elbo",
             "log_likelihood",
         ]
-        keys += ["log_likelihood_bound", "vp_score"]
+        keys += ["reconstruction_l1", "elbo", "log_likelihood", "log_likelihood_bound", "vp_score"]
         present = (key for own in keys for key in (own, f"{own}_stderr") if key in values)
         result = {key: values[key] for key in present}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
