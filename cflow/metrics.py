@@ -15,6 +15,8 @@ from .flow import PotentialFlow
 from .frames import Frames, parse_frames
 from .image_quality import psnr as psnr
 from .image_quality import ssim as ssim
+from .matching import match_flows as match_flows
+from .matching import spike_f1 as spike_f1
 from .modes import full_precision, ordinary, recorded
 from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection

@@ -29,7 +29,7 @@ checks = list(HealthCheck)  # about the time of an example, which depends on the
 settings.register_profile(
     "everyday", max_examples=25, derandomize=True, database=None, deadline=None, suppress_health_check=checks
 )
-settings.register_profile("thorough", max_examples=400, database=None, deadline=None, suppress_health_check=checks)
+settings.register_profile("thorough", max_examples=200, database=None, deadline=None, suppress_health_check=checks)
 each_profile = pytest.mark.parametrize("profile", ["everyday", pytest.param("thorough", marks=pytest.mark.slow)])
 
 
@@ -122,12 +122,13 @@ times = st.one_of(st.floats(-1, 1), st.sampled_from([-1.0, -0.5, 0.0, 0.5, 1.0])
 
 
 @st.composite
-def solves(draw: st.DrawFn, flows: list[str], shared: bool = False) -> Case:
+def solves(draw: st.DrawFn, flows: list[str]) -> Case:
     """Up to three samples, dimensions, flows and pieces, through two to four times in [−1, 1]."""
-    batch, count, pieces = draw(st.integers(1, 3)), draw(st.integers(2, 4)), draw(st.integers(1, 3))
+    few = st.sampled_from([3, 3, 2, 1])  # what most can go wrong with comes first
+    batch, count, pieces = draw(few), draw(st.integers(2, 4)), draw(few)
 
     def sorted_rows(length: int, directions: bool) -> tuple[tuple[float, ...], ...]:
-        rows = 1 if shared or draw(st.booleans()) else batch
+        rows = 1 if draw(st.sampled_from([False, False, True])) else batch
         made = [sorted(draw(st.lists(times, min_size=length, max_size=length))) for _ in range(rows)]
         return tuple(tuple(row[::-1] if directions and draw(st.booleans()) else row) for row in made)
 
@@ -150,23 +151,23 @@ fixed = st.builds(
     step_size=st.sampled_from([0.3, 0.5, 5.0]),
     gradient=st.sampled_from(["direct", "discrete"]),
 )
-adaptive = st.builds(Solver, st.sampled_from(["dopri5", "dopri8", "bosh3"]), rtol=st.just(1e-6), atol=st.just(1e-6))
+adaptive = st.builds(Solver, st.sampled_from(["dopri5", "dopri8"]), rtol=st.just(1e-6), atol=st.just(1e-6))
 either = st.one_of(fixed, adaptive)
 
 # --- the plain loop -----------------------------------------------------------------------------------------
 
 
-def right_hand_side(net, w: Tensor, context: Tensor | None, offset: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """(v, −∇·v, ½‖v‖²) of one sample (D + 2,), by autograd of Σ_k w_k u_k."""
+def right_hand_side(net, w: Tensor, context: Tensor | None, start, end) -> Callable[[Tensor, Tensor], Tensor]:
+    """(v, −∇·v, ½‖v‖²) dt/ds of one sample (D + 2,), by autograd of Σ_k w_k u_k, where s runs from 0 to 1."""
 
-    def rhs(t: Tensor, y: Tensor) -> Tensor:
+    def rhs(s: Tensor, y: Tensor) -> Tensor:
         with torch.enable_grad():
             z = y[None, :-2] if y.requires_grad else y[None, :-2].detach().requires_grad_()
-            now = (t - offset).reshape(1)
+            now = torch.as_tensor(start + (end - start) * s).reshape(1)
             u = net(z, now) if context is None else net(z, now, context)
             (v,) = torch.autograd.grad((u.reshape(1, -1) * w).sum() + 0 * z.sum(), z, create_graph=True)
             rows = [torch.autograd.grad(x + 0 * z.square().sum(), z, create_graph=True)[0][0] for x in v[0]]
-        return torch.cat([v[0], -torch.stack(rows).trace()[None], 0.5 * v.square().sum()[None]])
+        return (end - start) * torch.cat([v[0], -torch.stack(rows).trace()[None], 0.5 * v.square().sum()[None]])
 
     return rhs
 
@@ -193,10 +194,9 @@ def plain_loop(flow: PotentialFlow, z0: Tensor, problem: Problem, step_size: flo
         for (start, end), piece, length in zip(itertools.pairwise(knots), pieces, lengths, strict=True):
             if end != start:
                 offset = problem.edges[piece, b] if problem.clock == "segment" and problem.edges is not None else 0.0
-                rhs = right_hand_side(flow.net, problem.pieces[piece, b], context, torch.as_tensor(offset))
                 n = 1 if step_size is None else max(1, math.ceil(length / step_size - 1e-9))
-                grid = start + (end - start) * torch.arange(n + 1) / n
-                y = torchdiffeq.odeint(rhs, y, grid, method=method, rtol=1e-8, atol=1e-8)[-1]
+                rhs = right_hand_side(flow.net, problem.pieces[piece, b], context, start - offset, end - offset)
+                y = torchdiffeq.odeint(rhs, y, torch.arange(n + 1) / n, method=method, rtol=1e-8, atol=1e-8)[-1]
                 y = torch.cat([y[:-1], (at[start][-1] + (y[-1] - at[start][-1]).abs())[None]])
             at[end] = y
         found.append(torch.stack([at[t] for t in problem.rows[:, b].tolist()]))

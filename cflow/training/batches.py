@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import repeat
@@ -46,6 +46,12 @@ class Batch(NamedTuple):
     def there(self, rows: Tensor) -> Tensor | None:
         """The mask of some sequences (n, T+1)."""
         return None if self.mask is None else self.mask[rows]
+
+    def of(self, rows: Tensor) -> Batch:
+        """Some sequences alone."""
+        t, each = self.times(rows), (self.stored, self.k, self.mask, self.labels, self.start)
+        stored, k, *rest = (None if x is None else x[rows] for x in each)
+        return Batch(cast(Tensor, stored), cast(Tensor, k), t, *rest)
 
 
 class Stream(Sampler[list[tuple[int, int]]]):

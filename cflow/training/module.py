@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from einops import rearrange
-from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from ..selection import Schedule, SelectionLike
 from ..vp_score import LEAST
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
+from .guard import GuardedModule
 from .measures import (
     Samples,
     composition_errors,
@@ -59,7 +59,7 @@ UNLABELLED = (
 )
 
 
-class FlowVAEModule(LightningModule):
+class FlowVAEModule(GuardedModule):
     """Trains the `FlowVAE` of a `ModelConfig` on a set of sequences.
 
     Every sample has its own transformation and its own random frames: the T+1 frames are cut into
@@ -254,13 +254,23 @@ class FlowVAEModule(LightningModule):
                 group["lr"] = rate
         seed_generators(mixed(self.seed, seen(self.trainer), self.global_rank))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch: nats a sequence, averaged over the batch."""
-        x = self._frames(batch)
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch, in nats a sequence, averaged over the batch, and its terms."""
         k = None if self.config.weak else self._selection(batch.k, self.data.source.times)
-        loss: Tensor = self.vae.elbo(x, k, batch.t, batch.mask, labels=batch.labels).loss
-        self.log("loss", loss, prog_bar=True, batch_size=len(x))
-        return loss
+        elbo = self.vae.elbo(self._frames(batch), k, batch.t, batch.mask, labels=batch.labels)
+        return {"loss": elbo.loss, "reconstruction": elbo.reconstruction, **elbo.terms}
+
+    def parts(self, batch: Batch) -> Iterator[tuple[str, Batch]]:
+        """The sequences of each transformation; where those are mixed, those that it is on in at all."""
+        for k, name in enumerate(self.data.source.names):
+            there = batch.k == k if batch.k.ndim == 1 else batch.k[:, :, k].any(1)
+            rows = there.nonzero()[:, 0]
+            if len(rows):
+                yield name, batch.of(rows)
+
+    def batch_length(self, batch: Batch) -> int:
+        """Its sequences."""
+        return len(batch.k)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean equivariance error over all transformations of everything."""

@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ..checks import at_least
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TrainingError
 from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
@@ -46,6 +46,7 @@ class FlowTrainer(Trainer):
 
         Raises:
             KeyboardInterrupt: Ctrl-C, once the last checkpoint is written (Lightning would exit with code 1).
+            TrainingError: too many batches in a row without a step, once the last checkpoint is written.
         """
         try:
             with fitting_weights():
@@ -54,6 +55,9 @@ class FlowTrainer(Trainer):
             if isinstance(ending.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(self._where_to_go_on()) from None
             raise
+        except TrainingError as error:
+            where = self._where_to_go_on()
+            raise TrainingError(f"{error}; {where}" if where else str(error)) from None
 
     def _where_to_go_on(self) -> str:
         paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
