@@ -408,8 +408,15 @@ class FlowVAEModule(GuardedModule):
             values["log_likelihood_bound"] = bound
         keys = [f"{group}/{name}" for group in groups for name in (*names, "mean")]
         keys += [key for key in values if key.startswith(("equivariance_error_per_frame/", "flow", "composition/"))]
-        keys += [f"{FIRST_FRAMES}/mean", "reconstruction_l1", "elbo", "log_likelihood"]
-        keys += ["log_likelihood_bound", "vp_score"]
+        keys += [
+            "matching_accuracy",
+            "superfluous",
+            f"{FIRST_FRAMES}/mean",
+            "reconstruction_l1",
+            "elbo",
+            "log_likelihood",
+        ]
+        keys += ["reconstruction_l1", "elbo", "log_likelihood", "log_likelihood_bound", "vp_score"]
         present = (key for own in keys for key in (own, f"{own}_stderr") if key in values)
         result = {key: values[key] for key in present}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}
