@@ -506,6 +506,7 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--model.image_shape", "[1,2,3]"], "--model.image_shape: cannot be given, it is the data's"),
         (["fit", "--data.source", "os"], "data.source: expected a cflow.data.Sequences, got str"),
         (["fit", "stray"], "unexpected argument 'stray'"),
+        (["report", "--data.root", "x", "runs/a"], "runs come first, options behind them: cflow report runs/a --data"),
     ],
 )
 def test_wrong_arguments_give_one_line_and_code_2(tmp_path, monkeypatch, capsys, arguments, message) -> None:

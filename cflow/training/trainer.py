@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +14,7 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ..checks import at_least
 from ..errors import ArgumentError, TrainingError
+from ..errors import ArgumentError, CflowError
 from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
@@ -58,6 +61,10 @@ class FlowTrainer(Trainer):
         except TrainingError as error:
             where = self._where_to_go_on()
             raise TrainingError(f"{error}; {where}" if where else str(error)) from None
+            KeyboardInterrupt: Ctrl-C, once the last checkpoint is written.
+        """
+        with interruptible(self._where_to_go_on), fitting_weights():
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def _where_to_go_on(self) -> str:
         paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
@@ -85,7 +92,7 @@ class FlowTrainer(Trainer):
             with fitting_weights("--pretrained"):
                 model.load_pretrained(runs.named_weights(pretrained), datamodule.source.names)
             out_dir = out_dir or str(results.weights_output(self.default_root_dir, pretrained))
-        with fitting_weights():
+        with interruptible(), fitting_weights():
             metrics = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if self.is_global_zero and isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule):
             folder = results.output_folder(out_dir, ckpt_path)
@@ -197,6 +204,33 @@ class FlowTrainer(Trainer):
             run = folder = runs.run_folder(Path(ckpt_path))
             name, stored = f"{run.parent.name}/{run.name}", partial(runs.stored_options, Path(ckpt_path))
         return read_chapter(subject, name, measured or folder, stored, run)
+
+
+@contextmanager
+def interruptible(hint: Callable[[], str] = str) -> Iterator[None]:
+    """Hand an interrupt on as one; Lightning would exit with code 1, and be deaf to every further one.
+
+    What fails while an interrupt is dealt with, such as writing the last checkpoint, is part of it.
+
+    Arguments:
+        hint: what to say of an interrupt.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except BaseException as ending:
+        cause: BaseException | None = ending
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise KeyboardInterrupt(str(ending) if isinstance(ending, CflowError) else hint()) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
