@@ -13,8 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ..checks import at_least
-from ..errors import ArgumentError, TrainingError
-from ..errors import ArgumentError, CflowError
+from ..errors import ArgumentError, CflowError, TrainingError
 from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
@@ -48,23 +47,15 @@ class FlowTrainer(Trainer):
             ckpt_path: go on from a checkpoint: a file, the folder of a run, or `last` for the newest run.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, once the last checkpoint is written (Lightning would exit with code 1).
+            KeyboardInterrupt: Ctrl-C, once the last checkpoint is written.
             TrainingError: too many batches in a row without a step, once the last checkpoint is written.
         """
         try:
-            with fitting_weights():
+            with interruptible(self._where_to_go_on), fitting_weights():
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
-        except SystemExit as ending:
-            if isinstance(ending.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt(self._where_to_go_on()) from None
-            raise
         except TrainingError as error:
             where = self._where_to_go_on()
             raise TrainingError(f"{error}; {where}" if where else str(error)) from None
-            KeyboardInterrupt: Ctrl-C, once the last checkpoint is written.
-        """
-        with interruptible(self._where_to_go_on), fitting_weights():
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def _where_to_go_on(self) -> str:
         paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
