@@ -57,7 +57,7 @@ from latent_baselines import (
     slow_loss,
 )
 from latent_columns import columns, error, trivial
-from report import machine, one_line, print_table, write_json
+from report import first_sentence, machine, one_line, print_table, write_json
 from torch import Tensor, nn
 
 import cflow
@@ -471,7 +471,10 @@ def main(given: Sequence[str] | None = None) -> None:
         board.write()
     else:
         for name, seed, part in wanted:
-            board.run(name, seed, part, again=asked.again)
+            try:
+                board.run(name, seed, part, again=asked.again)
+            except cflow.CflowError as error:  # one that diverges leaves the others their turn
+                print(f"{key_of(name, seed, part)}: {first_sentence(error)}")
     show(board.document)
     if board.rows:
         draw(board.document, asked.json.with_suffix(".png"))
