@@ -7,10 +7,12 @@
 Snapshots of `MEMBERS` others each at times 0, 0.3, 0.5, 1 and 1.4. `known_truth` has the populations, and what is true
 of them. Learned from the snapshots alone, all but `linear` with the same steps, batches, noise and rate:
 
-- `recipe`: the potential and the paths of `cflow.populations.recipe`. `straight`: the same along straight lines.
+- `recipe`: the potential and the paths of `cflow.populations.recipe`. `bend`: its paths without their pull towards
+  members. `straight`: the same along straight lines.
 - `steady`: a potential that does not depend on time, along straight lines.
 - `carried`: `steady`, then exact transport through the solver, the first snapshot carried through all times.
-- `free`: as `recipe`, but a network of that size for the velocity itself: an unconstrained neural ODE.
+- `free`, `free, straight`: as `recipe` and `straight`, but a network of that size for the velocity itself: an
+  unconstrained neural ODE.
 - `ot_cfm`: torchcfm's, with its network of three hidden layers of 64.
 - `linear`: between two snapshots the linear flow that moves the Gaussian of one into the Gaussian of the other.
 - `straight + skew`, `carried + skew`: with `SkewLinear` beside the potential, for populations that turn.
@@ -41,17 +43,27 @@ from rows import Numbers, Row, completed
 from torch import Tensor, nn
 
 from cflow import MLPPotential, PotentialFlow, SkewLinear
-from cflow.populations import Matching, Snapshots, Task, Transport, fit, recipe, wasserstein
+from cflow.populations import Arcs, Matching, Snapshots, Task, Transport, fit, recipe, wasserstein
 
 TIMES = (0.0, 0.3, 0.5, 1.0, 1.4)
 FORECAST = 2.0
 LOOKED_AT = (0.15, 0.3, 0.4, 0.75, 1.0, 1.2)
-GRADIENTS = ("double well", "moving trap", "splitting", "Styblinski-Tang", "double exponential")
+GRADIENTS = ("double well", "Styblinski-Tang", "splitting", "moving trap", "double exponential")
 TURNING = (("turning", 2), ("turning", 10), ("turning, round", 2))
 CASES = ((10, 0.5), (2, 0.0), (50, 0.5), (2, 0.5))  # D, σ
-METHODS = ("recipe", "straight", "steady", "carried", "free", "ot_cfm", "linear", "still")
-TURNED = ("recipe", "straight", "straight + skew", "carried", "carried + skew", "free", "ot_cfm", "told", "still")
-FEWER = ("recipe", "straight", "steady", "free", "ot_cfm", "linear")
+METHODS = ("recipe", "bend", "straight", "steady", "carried", "free", "free, straight", "ot_cfm", "linear", "still")
+TURNED = (
+    "recipe",
+    "straight",
+    "straight + skew",
+    "carried",
+    "carried + skew",
+    "free, straight",
+    "ot_cfm",
+    "told",
+    "still",
+)
+FEWER = ("recipe", "straight", "steady", "free, straight", "ot_cfm", "linear")
 MEMBERS = 1000
 COUNTS = (50, 200, 5000)  # beside MEMBERS
 UNSEEN = 1_000_000  # added to the seeds of members that nothing is learned from
@@ -80,14 +92,16 @@ class Free(nn.Module):
 def learned(method: str, snapshots: Snapshots, truth: Truth, settings: dict[str, Any]) -> Velocity:
     """The velocity that a method finds."""
     base, given = method.removesuffix(" + skew"), recipe(snapshots.dim)[1] | settings
-    lines = given | {"loss": Matching(noise=given["loss"].noise)}
-    if method == "linear":
-        return linear(snapshots)
+    if method not in ("recipe", "free"):
+        paths = Arcs(pull=0.0) if method == "bend" else Arcs(bend=0.0, pull=0.0)
+        given["loss"] = Matching(noise=given["loss"].noise, interpolant=paths)
     if method == "still":
         return lambda t, z: torch.zeros_like(z)
+    if method == "linear":
+        return linear(snapshots)
     if method == "ot_cfm":
         return ot_cfm(snapshots, given)
-    if method == "free":
+    if base.startswith("free"):
         net, task = Free(snapshots.dim), Task(snapshots, given["batch_size"])
         descend(net, lambda: given["loss"](net, task).loss, given)
         return lambda t, z: net.velocity(z, t.expand(len(z)))
@@ -98,10 +112,10 @@ def learned(method: str, snapshots: Snapshots, truth: Truth, settings: dict[str,
     if method == "told":
         told(flow, truth, given)
     else:
-        fit(flow, snapshots, **(given if method == "recipe" else lines))
+        fit(flow, snapshots, **given)
     if base == "carried":
         half = {"steps": given["steps"] // 2, "batch_size": given["batch_size"] // 2}
-        fit(flow, snapshots, **lines | half | {"loss": Transport(whole=True)})
+        fit(flow, snapshots, **given | half | {"loss": Transport(whole=True)})
     return lambda t, z: flow.velocity(z, t=t)
 
 
@@ -210,10 +224,13 @@ def case_name(name: str, dim: int, sigma: float) -> str:
 def every(methods: Sequence[str], seeds: Sequence[int], quick: bool) -> Iterator[Row]:
     """Every row of these methods, seed by seed."""
     first, fewer = GRADIENTS[0], (10, 0.5)
-    cases: list[tuple[str, Sequence[str], str, int, float, int]]
-    cases = [("turning", TURNED, name, dim, 0.0, MEMBERS) for name, dim in TURNING]
-    cases += [("gradients", METHODS, name, *case, MEMBERS) for case in CASES for name in GRADIENTS]
-    cases += [("members", FEWER, first, *fewer, count) for count in COUNTS]
+    cases: list[tuple[str, tuple[str, ...], str, int, float, int]]
+    turning = [("turning", TURNED, name, dim, 0.0, MEMBERS) for name, dim in TURNING]
+    gradients = [("gradients", METHODS, name, *case, MEMBERS) for case in CASES for name in GRADIENTS]
+    members = [("members", FEWER, first, *fewer, count) for count in COUNTS]
+    # what says most comes first, for who cannot wait
+    early, late = gradients[: 2 * len(GRADIENTS)], gradients[2 * len(GRADIENTS) :]
+    cases = [*turning[:1], *early, *members, *turning[1:], *late]
     if quick:
         cases = [("gradients", METHODS, first, 4, 0.5, 30), ("turning", TURNED, "turning", 2, 0.0, 30)]
     for seed in seeds:

@@ -93,8 +93,8 @@ def transport_cost(flow: cflow.PotentialFlow, z0: Tensor, horizon: float) -> flo
 
 
 def columns(vae: cflow.FlowVAE, source: Stills, things: int, without: tuple[str, ...] = ()) -> dict[str, float]:
-    """All columns but some; the error on `things` images, the others on a fifth of them."""
-    found, few = {"error": error(vae, source, things)}, max(things // 5, 1)
+    """All columns but some; the error on `things` images, the others on a quarter of them."""
+    found, few = {"error": error(vae, source, things)}, max(things // 4, 1)
     if vae.encode_frames is not None:
         return found | {"twice": twice_the_horizon(vae, source, few)}
     x0 = stills(source, few)
@@ -109,7 +109,7 @@ def columns(vae: cflow.FlowVAE, source: Stills, things: int, without: tuple[str,
 
 def trivial(vae: cflow.FlowVAE, source: Stills, things: int) -> dict[str, float]:
     """The better of copying the first frame and of black, for every column of errors; the model makes no difference."""
-    few = max(things // 5, 1)
+    few = max(things // 4, 1)
     composed = composition.errors(vae, stills(source, few), source.transformations, num_frames=source.num_frames)
     x = sequences(source, things, source.times[: SEEN + 1])[0]
     found = {"error": min(float(f(x).sum(0).mean()) for f in (metrics.copy_input, metrics.black))}

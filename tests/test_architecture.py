@@ -32,7 +32,7 @@ ROWS = [
     "nets",
     "checkpoint",
     "interop",
-    "image_quality vp_score",
+    "image_quality vp_score matching",
     "metrics plots",
     "composition",
     "training",

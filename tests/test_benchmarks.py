@@ -728,14 +728,25 @@ def gaussian_at(t, start, width, sigma):
 def test_known_populations_go_on_and_print_their_tables(tmp_path, capsys, monkeypatch) -> None:
     pytest.importorskip("ot")
     known, kept = script("known_populations"), tmp_path / "table.json"
-    line = ["--quick", "--methods", "recipe", "carried + skew", "free", "told", "linear", "still", "--seeds", "0"]
+    line = [
+        "--quick",
+        "--methods",
+        "recipe",
+        "carried + skew",
+        "free, straight",
+        "told",
+        "linear",
+        "still",
+        "--seeds",
+        "0",
+    ]
     known.main([*line, "--json", str(kept)])
     printed = capsys.readouterr().out
     assert printed.count("double well, D=4, σ=0.5  ") == printed.count("turning, D=2  ") == 3
     rows = json.loads(kept.read_text(encoding="utf-8"))["rows"]
     assert [row["method"] for row in rows.values()] == [
-        *("recipe", "free", "linear", "still"),
-        *("recipe", "carried + skew", "free", "told", "still"),
+        *("recipe", "free, straight", "linear", "still"),
+        *("recipe", "carried + skew", "free, straight", "told", "still"),
     ]
     assert all(row["error"] == 1 and "cosine" not in row for row in rows.values() if row["method"] == "still")
     monkeypatch.setattr(known, "learned", lambda *_: pytest.fail("a row is computed twice"))

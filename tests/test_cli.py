@@ -512,6 +512,7 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--model.image_shape", "[1,2,3]"], "--model.image_shape: cannot be given, it is the data's"),
         (["fit", "--data.source", "os"], "data.source: expected a cflow.data.Sequences, got str"),
         (["fit", "stray"], "unexpected argument 'stray'"),
+        (["report", "--data.root", "x", "runs/a"], "runs come first, options behind them: cflow report runs/a --data"),
     ],
 )
 def test_wrong_arguments_give_one_line_and_code_2(tmp_path, monkeypatch, capsys, arguments, message) -> None:
@@ -635,7 +636,9 @@ def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
 def test_presets_have_the_papers_frames_and_the_fixed_names() -> None:
     frames = {"digits": 9, "mnist": 9, "shapes3d": 8, "falcor3d": 5, "isaac3d": 4}
     names = {f"{name}{more}" for name in frames for more in ("", "_weak", "_paper")} - {"digits_paper"}
-    assert presets.preset_names() == sorted([*names, "folder", "mnist_best", "population"])
+    assert presets.preset_names() == sorted(
+        [*names, "digits_sparse", "mnist_sparse", "folder", "mnist_best", "population"]
+    )
     for name in sorted([*names, "folder", "mnist_best"]):
         preset: dict[str, dict[str, object]] = {}
         for path in presets.layers(name):

@@ -141,7 +141,7 @@ def test_a_disk_that_became_read_only_is_named_by_the_file(tmp_path, monkeypatch
     def refuse(path, *_, **__):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(files.os, "open", refuse)
     monkeypatch.setattr(Path, "unlink", refuse)
     with pytest.raises(cflow.DataError, match=r"/best\.ckpt: cannot be written \(Read-only file system\)"):
         files.write(tmp_path / "best.ckpt", b"weights")

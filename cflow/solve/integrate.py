@@ -141,7 +141,8 @@ class Integrator:
 
     def locate_failure(self, rhs: RightHandSide, y: Tensor, segment: Segment) -> IntegrationError:
         """Run a segment that ended in NaN or infinity once more, to find out when and why."""
-        function = self._begin(rhs, y, segment, [0.0, *segment.outputs])
+        function = replace(self, costs=Costs())._begin(rhs, y, segment, [0.0, *segment.outputs])
+        function.diagnosis = replace(function.diagnosis, costs=self.costs)  # whatever is left of max_steps
         return self._not_finite(function, y) or function.failure(0.0, y, "the state became NaN or infinite")
 
     def _not_finite(self, function: Function, y: Tensor) -> IntegrationError | None:

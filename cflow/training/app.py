@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -109,6 +110,17 @@ class CflowCLI(LightningCLI):
     data_class: type[LightningDataModule] = SequenceDataModule
     linked = LINKED
     monitor = "val/equivariance_error"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Run a command; a fit that is refused, or interrupted before its first step, leaves no folder of a run."""
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException:
+            callbacks = self.trainer.callbacks if hasattr(self, "trainer") else []  # type: ignore[attr-defined]
+            has_trained = any(isinstance(each, RunConfig) and each.has_trained for each in callbacks)
+            if self.run is not None and is_first_process() and not has_trained:
+                runs.give_back(self.run)
+            raise
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -396,6 +408,9 @@ def run(words: Sequence[str], module: type[FlowVAEModule] = FlowVAEModule) -> No
 def one_by_one(words: Sequence[str]) -> list[list[str]]:
     """Return the command lines of the single runs of ``report RUN [RUN …] [options]``.
 
+    Raises:
+        ArgumentError: runs behind the options.
+
     Example:
         >>> one_by_one(["report", "runs/a", "digits", "--seed_everything", "0"])[1]
         ['report', '--pretrained', 'digits', '--seed_everything', '0']
@@ -405,6 +420,10 @@ def one_by_one(words: Sequence[str]) -> list[list[str]]:
     command, *others = words
     first = next((i for i, word in enumerate(others) if word.startswith("-")), len(others))
     named, options = others[:first], others[first:]
+    if not named and len(options) > 2 and not options[-1].startswith("-") and not options[-2].startswith("-"):
+        raise ArgumentError(
+            f"`cflow report`: runs come first, options behind them: cflow report {options[-1]} {' '.join(options[:-1])}"
+        )
     sources = [("--ckpt_path" if pretrained_folder(each) is None else "--pretrained", each) for each in named]
     return [[command, *source, *options] for source in sources] or [[command, *options]]
 
@@ -435,4 +454,11 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("pytorch_lightning", "lightning_fabric", "torch.utils.tensorboard", "jsonargparse"):
         warnings.filterwarnings("ignore", module=rf"{re.escape(module)}.*")
+    threading.excepthook = _of_thread
     torch.set_float32_matmul_precision("high")
+
+
+def _of_thread(args: threading.ExceptHookArgs) -> None:
+    """Say what ended a thread, but for TensorBoard's writer: what it cannot write comes again in the main thread."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -59,6 +61,13 @@ def claim_run(root: Path, name: str) -> Path:
             ) from None
         else:
             return folder
+
+
+def give_back(run: Path) -> None:
+    """Remove the folder of a run that has come to nothing, and that of its name where it was the only one."""
+    shutil.rmtree(run, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run.parent.rmdir()
 
 
 def named_checkpoint(path: str, root: Path, name: str | None, prefer: Kind) -> Path:
