@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -495,7 +496,12 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--model.num_flows", "2", "--trainer.max_steps", "1"], "set model.num_flows=3"),
         (["fit", "--model.frames_per_step", "10"], "more than data.num_frames=9"),
         (["fit", "--trainer.accelerator", "abacus"], "abacus"),
+        (["fit", "--trainer.accelerator", "tpu"], "--trainer: "),
         (["fit", "--trainer.max_time", "soon"], "DD:HH:MM:SS"),
+        (["fit", "--seed_everything", "-5"], "--seed_everything=-5: expected 0 to 4294967295"),
+        (["fit", "--run_name", "../elsewhere"], "--run_name='../elsewhere': expected the name of a folder"),
+        (["fit", "--run_name", "\ud800"], "expected the name of a folder"),
+        (["fit", "--model.width", str(10**15)], "nothing can be made of these options: "),
         (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected one of digits, mnist"),
         (["fit", "--model.schedule", "linear"], "--model.schedule: expected 'cosine' or 'constant', got linear"),
         (["fit", "--model.network", "resnet"], "--model.network: expected 'mlp', 'conv' or 'paper', got resnet"),
@@ -531,6 +537,14 @@ def test_wrong_arguments_give_one_line_and_code_2(tmp_path, monkeypatch, capsys,
         ("model:\n  lr: 1\n width: 2\n", "line 3: no valid YAML"),
         ("- model\n", "expected options such as"),
         ("model: 3\n", "unknown option model."),
+        ("model: &a {b: *a}\n", "Does an alias (*name) repeat itself?"),
+        ("model: {lr: &a [1, *a]}\n", "Does an alias (*name) repeat itself?"),
+        (f"model: {{lr: {'[' * 3000}{']' * 3000}}}\n", "nested too deeply"),
+        (
+            "a: &a [0,0,0,0,0,0]\n"
+            + "".join(f"{y}: &{y} [*{x},*{x},*{x},*{x},*{x},*{x}]\n" for x, y in pairwise("abcdefg")),
+            "more than 10,000 values",
+        ),
     ],
 )
 def test_a_wrong_configuration_file_is_named(tmp_path, monkeypatch, capsys, text, message) -> None:

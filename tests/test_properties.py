@@ -16,7 +16,7 @@ import cases
 import pytest
 import torch
 import torchdiffeq
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from systems import affine
 from torch import Tensor
@@ -196,7 +196,11 @@ def plain_loop(flow: PotentialFlow, z0: Tensor, problem: Problem, step_size: flo
                 offset = problem.edges[piece, b] if problem.clock == "segment" and problem.edges is not None else 0.0
                 n = 1 if step_size is None else max(1, math.ceil(length / step_size - 1e-9))
                 rhs = right_hand_side(flow.net, problem.pieces[piece, b], context, start - offset, end - offset)
-                y = torchdiffeq.odeint(rhs, y, torch.arange(n + 1) / n, method=method, rtol=1e-8, atol=1e-8)[-1]
+                grid = torch.arange(n + 1) / n
+                options = (
+                    {} if step_size else {"step_t": grid}
+                )  # else an end is interpolated, a hundred times as far off
+                y = torchdiffeq.odeint(rhs, y, grid, method=method, rtol=1e-8, atol=1e-8, options=options)[-1]
                 y = torch.cat([y[:-1], (at[start][-1] + (y[-1] - at[start][-1]).abs())[None]])
             at[end] = y
         found.append(torch.stack([at[t] for t in problem.rows[:, b].tolist()]))
@@ -271,6 +275,7 @@ def test_inverse_undoes_forward(profile):
 @each_profile
 def test_intervals_compose(profile):
     def check(case: Case, solver: Solver) -> None:
+        assume(not solver.is_fixed or len(case.rows) == len(case.inner) == 1)  # rows share the number of their steps
         flow, z0, problem = case.make(solver)
         t, parts = problem.rows, [z0]
         for i in range(len(t) - 1):
@@ -322,9 +327,8 @@ def test_velocities_are_linear_in_the_weights(profile):
         z, v, w = torch.randn(2, dim), torch.randn(num_flows), torch.randn(2, num_flows)
         for of in flow.velocity, flow.divergence:
             torch.testing.assert_close(of(z, a * v + b * w, t), a * of(z, v, t) + b * of(z, w, t), rtol=1e-9, atol=1e-9)
-        if "static" in name or name.startswith("quadratic"):
-            steps = replace(flow.solver, step_size=5.0)
-            flow.solver = steps
+        if name in ("mlp static", "ridge static", "quadratic", "quadratic without shift"):
+            flow.solver = replace(flow.solver, step_size=5.0)
             torch.testing.assert_close(flow(z, a * w, (0.0, 1.0)), flow(z, w, (0.0, a)), rtol=1e-9, atol=1e-9)
 
     numbers = st.floats(-2, 2)
