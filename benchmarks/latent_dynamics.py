@@ -119,7 +119,7 @@ def from_linear() -> cflow.FlowVAE:
 
 
 class SlowSkew(cflow.SkewLinear):
-    """A = ½ (M − Mᵀ), which a step of Adam moves as far as ½ (M + Mᵀ), or a linear map; it moves M − Mᵀ twice as far."""
+    """A = ½ (M − Mᵀ), which a step of Adam moves as far as ½ (M + Mᵀ); M − Mᵀ moves twice as far."""
 
     @property
     def skew(self) -> Tensor:
