@@ -4,12 +4,15 @@ import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -240,9 +243,227 @@ def test_hostile_checkpoints_do_nothing(tmp_path) -> None:
     lines = said.splitlines()
     assert not [line for line in lines if not line.startswith("cflow: error: ")]
     assert len(lines) == 3 * len(CHECKPOINTS)
-    # no runs: of a fit that is refused the folder is taken back
-    assert {path.name for path in tmp_path.rglob("*") if path.parent.name != "files"} <= {
-        "files",
-        "good.ckpt",
-        "runs",
-    }  # no `ran`, no runs
+    left = {path.name for path in tmp_path.rglob("*") if path.parent.name != "files"}
+    assert left <= {"files", "good.ckpt", "runs"}  # no `ran`, and of a fit that is refused no run
+
+
+def png(path, width, height, frames=None):
+    """A PNG of a few bytes that says it is large, or long."""
+
+    def part(kind, text):
+        return len(text).to_bytes(4, "big") + kind + text + zlib.crc32(kind + text).to_bytes(4, "big")
+
+    head = part(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    moving = b"" if frames is None else part(b"acTL", struct.pack(">II", frames, 0))
+    moving += b"" if frames is None else part(b"fcTL", struct.pack(">IIIIIHHBB", 0, width, height, 0, 0, 1, 1, 0, 0))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + head + moving + part(b"IDAT", zlib.compress(bytes(10))) + part(b"IEND", b"")
+    )
+
+
+def header(shape, dtype="|u1"):
+    """The beginning of an array in NumPy's format."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def commas(path, start):
+    with path.open("wb") as file:
+        file.write(start)
+        for _ in range(256):
+            file.write(b"," * 2**20)
+
+
+def sequences(root):
+    """Three sequences of two frames in a folder."""
+    for name in "abc":
+        np.savez(root / f"{name}.npz", np.zeros((2, 4, 4), "uint8"))
+
+
+def shapes3d(root, count, labels, link=False):
+    import h5py
+
+    with h5py.File(root / "3dshapes.h5", "w") as file:
+        if link:
+            file["images"] = h5py.ExternalLink("other.h5", "images")
+        else:
+            file.create_dataset("images", (count, 64, 64, 3), "uint8", chunks=(1, 64, 64, 3))
+        file.create_dataset("labels", (labels, 6), "float64", chunks=(min(labels, 1000), 6))
+
+
+def falcor3d(root):
+    folder = root / "Falcor3D_down128"
+    folder.mkdir()
+    (folder / "train-rec.labels").write_bytes(header((10**10, 7), "<f8"))
+
+
+def npz_of(path, **parts):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, (head, count) in parts.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                file.write(head)
+                for _ in range(count):
+                    file.write(bytes(2**24))
+
+
+def h5ad(path):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", (10**6, 10**5), "float32", chunks=(1000, 1000))
+
+
+def folder_of_weights(root, **config):
+    cflow.PotentialFlow(cflow.RidgePotential(4, hidden=8)).save_pretrained(root)
+    content = json.loads((root / "config.json").read_text())
+    content["model"]["potential"] |= config
+    (root / "config.json").write_text(json.dumps(content))
+
+
+def endless(root):
+    folder_of_weights(root)
+    (root / "config.json").unlink()
+    (root / "config.json").symlink_to("/dev/zero")
+
+
+# what it is → how it is made in a folder, and the expression that reads it
+DATA = {
+    "HDF5 of terabytes": (lambda root: shapes3d(root, 10**9, 10**9), "data.Shapes3D(root)"),
+    "HDF5 with labels of gigabytes": (lambda root: shapes3d(root, 480, 10**9), "data.Shapes3D(root)"),
+    "HDF5 that leads to another file": (lambda root: shapes3d(root, 0, 480, link=True), "data.Shapes3D(root)"),
+    "labels of terabytes": (falcor3d, "data.Falcor3D(root)"),
+    "a PNG bomb": (
+        lambda root: [png(root / f"{i}.png", 9000, 9000) for i in range(3)],
+        "data.ImageFolder(root, 'rotation').split('train').read(*FIRST)",
+    ),
+    "a larger PNG bomb": (
+        lambda root: [png(root / f"{i}.png", 60_000, 60_000) for i in range(3)],
+        "data.ImageFolder(root)",
+    ),
+    "an animation of billions": (lambda root: png(root / "a.png", 8, 8, 2**31), "data.SequenceFolder(root)"),
+    "a zip bomb of frames": (
+        lambda root: [npz_of(root / f"{name}.npz", frames=(header((20, 2**12, 2**12)), 20)) for name in "abc"],
+        "data.SequenceFolder(root, 20).split('test').read(*FIRST)",
+    ),
+    "frames of terabytes": (
+        lambda root: [npz_of(root / f"{name}.npz", frames=(header((10**5, 10**3, 10**3)), 0)) for name in "abc"],
+        "data.SequenceFolder(root).split('test').read(*FIRST)",
+    ),
+    "times of commas": (
+        lambda root: [sequences(root), commas(root / "times.csv", b"sequence,frame,time\n")],
+        "data.SequenceFolder(root)",
+    ),
+    "a head of commas": (
+        lambda root: [sequences(root), commas(root / "times.csv", b"sequence")],
+        "data.SequenceFolder(root)",
+    ),
+    "a population of commas": (lambda root: commas(root / "x.csv", b"t"), "Snapshots.from_file(root / 'x.csv')"),
+    "a population that unpacks": (
+        lambda root: npz_of(root / "x.npz", x=(header((24, 2**24)), 24), t=(header((24,)), 1)),
+        "Snapshots.from_file(root / 'x.npz')",
+    ),
+    "cells of terabytes": (lambda root: h5ad(root / "x.h5ad"), "Snapshots.from_file(root / 'x.h5ad')"),
+    "a flow of terabytes": (
+        lambda root: folder_of_weights(root, hidden=10**9),
+        "cflow.PotentialFlow.from_pretrained(root)",
+    ),
+    "settings without an end": (endless, "cflow.PotentialFlow.from_pretrained(root)"),
+    "numbers in numbers": (
+        lambda root: (root / "metrics.json").write_text("[" * 10**6),
+        "read_metrics(root / 'metrics.json')",
+    ),
+}
+
+READ = """
+import json, resource, sys
+from pathlib import Path
+import torch
+import cflow
+from cflow import data
+from cflow.populations import Snapshots
+from cflow.training.report.chapter import read_metrics
+import anndata, h5py, PIL.Image  # all that is imported in any case
+
+FIRST = torch.tensor([0]), torch.tensor([0]), torch.zeros(1)
+
+def grown():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+done = {}
+for root in sorted(Path("files").iterdir()):
+    before = grown()
+    try:
+        eval((root / "expression").read_text())
+        said = ""
+    except cflow.CflowError as error:
+        said = str(error)
+    done[root.name] = {"said": said, "grown": grown() - before}
+print(json.dumps(done))
+"""
+
+
+def test_hostile_data_are_refused(tmp_path) -> None:
+    pytest.importorskip("anndata")
+    for number, (make, expression) in enumerate(DATA.values()):
+        root = tmp_path / f"files/{number:02}"
+        root.mkdir(parents=True)
+        make(root)
+        (root / "expression").write_text(expression)
+    found, said = measured(READ, tmp_path)
+    for name, each in zip(DATA, found.values(), strict=True):
+        assert each["said"] or name == "a zip bomb of frames", name  # its first frame is read, and no more
+        assert "\n" not in each["said"], name
+        assert each["grown"] < 300, name  # megabytes
+    assert "Warning" not in said
+
+
+def damaged(good, step):
+    """Every so manieth byte with a bit flipped, and what comes before it alone."""
+    for place in range(0, len(good), step):
+        flipped = bytearray(good)
+        flipped[place] ^= 1 << (place % 8)
+        yield bytes(flipped)
+        yield good[:place]
+
+
+@pytest.mark.parametrize("step", [190, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "x.ckpt"])
+def test_damaged_weights_are_refused_or_what_they_were(name, step, tmp_path) -> None:
+    vae = nets.build_vae(**CONFIG).eval()
+    vae.save_pretrained(tmp_path)
+    made = content()
+    made["state_dict"] = {f"vae.{key}": value for key, value in vae.state_dict().items()}
+    torch.save(made, tmp_path / "x.ckpt")
+    path, refused = tmp_path / name, 0
+    good = path.read_bytes()
+    for bad in damaged(good, step):
+        path.write_bytes(bad)
+        try:
+            loaded = cflow.load(path if name == "x.ckpt" else tmp_path).state_dict()
+        except cflow.CflowError:
+            refused += 1
+        else:
+            assert all(torch.equal(loaded[key], value) for key, value in vae.state_dict().items())
+    assert refused > len(good) / step  # every cut, and some flips
+
+
+def test_links_in_a_run_are_replaced_and_not_followed(tmp_path) -> None:
+    from cflow.training import files, runs
+
+    victim = tmp_path / "victim"
+    (victim / "checkpoints").mkdir(parents=True)
+    (victim / "profile").write_text("mine")
+    (victim / "checkpoints/best.ckpt").write_bytes(b"")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(victim / "checkpoints")
+    for name in ("metrics.json", "traversals.png"):
+        (run / name).symlink_to(victim / "profile")
+    assert runs.run_folder(run / "checkpoints/best.ckpt") == run
+    files.write(run / "metrics.json", b"{}")
+    files.drawn(run / "traversals.png", lambda path: path.write_bytes(b"png"))
+    assert (victim / "profile").read_text() == "mine"
+    assert (run / "traversals.png").read_bytes() == b"png"
+    assert not (run / "metrics.json").is_symlink()
+    assert {path.name for path in run.iterdir()} == {"checkpoints", "metrics.json", "traversals.png"}
