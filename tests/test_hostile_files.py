@@ -343,8 +343,8 @@ DATA = {
     ),
     "an animation of billions": (lambda root: png(root / "a.png", 8, 8, 2**31), "data.SequenceFolder(root)"),
     "a zip bomb of frames": (
-        lambda root: [npz_of(root / f"{name}.npz", frames=(header((20, 2**12, 2**12)), 20)) for name in "abc"],
-        "data.SequenceFolder(root, 20).split('test').read(*FIRST)",
+        lambda root: [npz_of(root / f"{name}.npz", frames=(header((100, 2**12, 2**12)), 2)) for name in "abc"],
+        "data.SequenceFolder(root, 100).split('test').read(*FIRST)",
     ),
     "frames of terabytes": (
         lambda root: [npz_of(root / f"{name}.npz", frames=(header((10**5, 10**3, 10**3)), 0)) for name in "abc"],
@@ -412,7 +412,7 @@ def test_hostile_data_are_refused(tmp_path) -> None:
         (root / "expression").write_text(expression)
     found, said = measured(READ, tmp_path)
     for name, each in zip(DATA, found.values(), strict=True):
-        assert each["said"] or name == "a zip bomb of frames", name  # its first frame is read, and no more
+        assert each["said"], name
         assert "\n" not in each["said"], name
         assert each["grown"] < 300, name  # megabytes
     assert "Warning" not in said
