@@ -64,6 +64,7 @@ TURNED = (
     "still",
 )
 FEWER = ("recipe", "straight", "steady", "free, straight", "ot_cfm", "linear")
+KNOWN = tuple(dict.fromkeys([*METHODS, *TURNED]))
 MEMBERS = 1000
 COUNTS = (50, 200, 5000)  # beside MEMBERS
 UNSEEN = 1_000_000  # added to the seeds of members that nothing is learned from
@@ -244,7 +245,7 @@ def every(methods: Sequence[str], seeds: Sequence[int], quick: bool) -> Iterator
 
 def table(rows: Sequence[Mapping[str, Any]], number: str) -> tuple[list[str], list[list[str]]]:
     """Header and lines, a case each: mean of a number ± standard deviation over seeds, of each method."""
-    methods = list(dict.fromkeys(row["method"] for row in rows if number in row))
+    methods = [name for name in KNOWN if any(row["method"] == name and number in row for row in rows)]
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows):
         own = [row for row in rows if row["case"] == case]
@@ -289,8 +290,7 @@ def show(document: Mapping[str, Any]) -> None:
 def main(given: Sequence[str] | None = None) -> None:
     """Compute the rows that are missing, keep each, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = list(dict.fromkeys([*METHODS, *TURNED]))
-    parser.add_argument("--methods", nargs="+", choices=known, default=known)
+    parser.add_argument("--methods", nargs="+", choices=KNOWN, default=KNOWN)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(3)))
     parser.add_argument("--quick", action="store_true", help="one small case a table and two steps")
     parser.add_argument("--json", type=Path, default=Path("known_populations.json"), help="(default %(default)s)")

@@ -37,6 +37,7 @@ class SpikeSlab(Distribution):
         logits: log-odds π / (1 − π) of the spike being on; ±∞ is certainty.
         loc, scale: mean and standard deviation of the slab. All three broadcast to the batch shape; the event shape is
             ().
+        validate_args: False leaves the checks of values out.
 
     Raises:
         ArgumentError: shapes that do not broadcast; NaN; an infinite loc or scale, or a scale that is not > 0.
@@ -74,7 +75,7 @@ class SpikeSlab(Distribution):
         logits: Tensor | float,
         loc: Tensor | float,
         scale: Tensor | float,
-        validate_args: bool | None = None,
+        validate_args: bool = True,
     ) -> None:
         given = {"logits": logits, "loc": loc, "scale": scale}
         for name, x in given.items():
@@ -85,7 +86,7 @@ class SpikeSlab(Distribution):
             shapes = ", ".join(str(tuple(torch.as_tensor(x).shape)) for x in given.values())
             raise ArgumentError(f"logits, loc, scale: expected shapes that broadcast, got {shapes}") from None
         super().__init__(self.logits.shape, validate_args=False)  # type: ignore[no-untyped-call]
-        self._validate_args = Distribution._validate_args if validate_args is None else validate_args
+        self._validate_args = validate_args  # not PyTorch's default, which torch.compile switches off for good
         if self._validate_args and not unreadable(self.logits):
             self._check_values()
 

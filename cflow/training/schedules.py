@@ -40,7 +40,7 @@ def sparse_temperature_at(step: int, total: float, hottest: float) -> float:
 
     Example:
         >>> [round(sparse_temperature_at(step, 100, 30.0), 2) for step in (0, 12, 40, 72, 90)]
-        [0.09, 1.66, 30.0, 5.12, 1.0]
+        [0.09, 1.67, 30.0, 5.86, 1.0]
     """
     part = step / total
     for (begin, low), (end, high) in itertools.pairwise(SPARSE):
