@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.plugins import TorchCheckpointIO
 
+from ..errors import TrainingError
 from . import files
 from .runs import CONFIG_KEY, storable
 
@@ -78,8 +79,8 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save at an interrupt, not after an error of the training itself: its weights may be spoilt."""
-        if self._started and isinstance(exception, KeyboardInterrupt):
+        """Save at an interrupt, and where batches gave no step; not after other errors: weights may be spoilt."""
+        if self._started and isinstance(exception, KeyboardInterrupt | TrainingError):
             self._saved_step = -1
             self._save(trainer)
 
@@ -91,7 +92,13 @@ class LastCheckpoint(Checkpoint):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run, and what of it is plain into every checkpoint."""
+    """Writes ``config.yaml`` into the run, and what of it is plain into every checkpoint.
+
+    Attributes:
+        has_trained: whether the fit came to its first step, so that there is a run to speak of.
+    """
+
+    has_trained = False
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path | None = None) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
@@ -104,6 +111,10 @@ class RunConfig(SaveConfigCallback):
             content = {key: value for key, value in self.content.items() if key not in ("config", "ckpt_path")}
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
             files.write(self.folder / self.config_filename, text.encode())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Take note of the first step."""
+        self.has_trained = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         """Store the configuration: `test`, `traverse` and a resumed fit take their defaults from it."""
