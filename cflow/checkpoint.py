@@ -6,14 +6,16 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError, DataError
-from .hub import is_pretrained
+from .hub import difference, is_pretrained
 from .nets import build_vae
 from .vae import FlowVAE
 
@@ -67,11 +69,7 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     if not file.is_file():
         raise ArgumentError(f"path: there is no file or folder {str(given)!r}")
     content = read_checkpoint(file)
-    try:
-        config = content["hyper_parameters"]["model_config"]
-        state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
-    except (KeyError, TypeError, AttributeError):
-        raise DataError(f"path: {str(file)!r} is no checkpoint of cflow: it holds no model_config") from None
+    config, state = stored_model(content, file)
     try:
         vae = build_vae(**config)
         if any(w.dtype == torch.float64 for w in state.values()):
@@ -80,6 +78,34 @@ def load(path: str | os.PathLike[str]) -> FlowVAE:
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise DataError(f"path: {str(file)!r} does not fit this version of cflow: {_line(error)}") from error
     return vae.eval()
+
+
+def stored_model(
+    content: Mapping[str, Any], file: Path, name: str = "path"
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The configuration of the model in a checkpoint, and its weights; nothing of their size is made.
+
+    Arguments:
+        content: see `read_checkpoint`.
+        file: whose content it is, for errors.
+        name: of the argument that names it, for errors.
+
+    Raises:
+        DataError: it holds none, or the weights are not those of the model that the configuration describes.
+    """
+    try:
+        config = dict(content["hyper_parameters"]["model_config"])
+        state = {k.removeprefix(PREFIX): v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{name}: {str(file)!r} is no checkpoint of cflow: it holds no model_config") from None
+    try:
+        with torch.device("meta"):
+            wrong = difference(build_vae(**config).state_dict(), state)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        wrong = _line(error)
+    if wrong:
+        raise DataError(f"{name}: {str(file)!r} does not fit this version of cflow: {wrong}")
+    return config, state
 
 
 def pretrained_folder(path: str | os.PathLike[str]) -> Path | None:
@@ -130,7 +156,7 @@ def versions(root: Path, name: str | None) -> list[Path]:
 
 
 def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:
-    """The content of a checkpoint file: tensors and plain values only, checksums verified.
+    """The content of a checkpoint file: tensors and plain values only, checksums verified, no more than is in the file.
 
     Arguments:
         file: the file.
@@ -142,11 +168,22 @@ def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:
     # the parsers of zip and pickle raise almost anything on foreign bytes, UnicodeDecodeError and zlib.error among them
     try:
         with zipfile.ZipFile(file) as archive:
+            parts, size = archive.infolist(), file.stat().st_size
+            # what PyTorch writes is as large as the file; anything else may be made to fill the memory
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts are compressed)")
+            if sum(part.file_size for part in parts) > size:
+                raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts overlap)")
             broken = archive.testzip()
+            pickles = [archive.read(part) for part in parts if part.filename.endswith(".pkl")] if not broken else []
+    except DataError:
+        raise
     except Exception as error:
         raise DataError(f"{name}: {str(file)!r} cannot be read as a checkpoint ({_line(error)})") from None
     if broken:
         raise DataError(f"{name}: {str(file)!r} is damaged (checksum of {broken}); use another checkpoint")
+    if any(b"bytearray" in text for text in pickles):  # which PyTorch lets a file make, of any size
+        raise DataError(f"{name}: {str(file)!r} holds more than tensors and plain values: a bytearray")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -155,7 +192,18 @@ def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:
         raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch ({_line(error)})") from None
     if not isinstance(content, dict):
         raise DataError(f"{name}: {str(file)!r} is no checkpoint of cflow")
+    if any(tensor.numel() * tensor.element_size() > size for tensor in _tensors(content)):
+        raise DataError(f"{name}: {str(file)!r} is damaged (a tensor that is larger than the file)")
     return content
+
+
+def _tensors(x: object) -> Iterator[Tensor]:
+    """All tensors in what a checkpoint holds."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, (Mapping, list, tuple)):
+        for each in x.values() if isinstance(x, Mapping) else x:
+            yield from _tensors(each)
 
 
 def _line(error: Exception) -> str:

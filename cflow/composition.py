@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .checks import at_least, finite_number, instance, positive_int
+from .checks import at_least, finite, finite_number, instance, positive_int
 from .data import PERIODS, compose
 from .data.transformations import Transformation
 from .errors import ArgumentError
 from .selection import Schedule
 from .vae import FlowVAE
 
-Flows = Sequence[int] | None  # the flow of each transformation; None where flow k is transformation k
+# the flow of each transformation; or the weights of all flows at its unit speed, (transformations, flows), where flows
+# were found with speeds of their own; None where flow k is transformation k
+Flows = Sequence[int] | Tensor | None
 
 
 @dataclass(frozen=True)
@@ -90,10 +92,7 @@ class Composition:
             ArgumentError: times before the first of several pieces, or `flows` that name none for a transformation.
         """
         given = torch.tensor(self.weights, dtype=torch.float32)
-        weights = torch.zeros_like(given)
-        if flows is not None and sorted(flows) != list(range(given.shape[1])):
-            raise ArgumentError(f"flows: expected each of 0 to {given.shape[1] - 1} once, got {list(flows)}")
-        weights[:, slice(None) if flows is None else list(flows)] = given
+        weights = flow_weights(given, flows)
         if len(self.starts) == 1:
             return weights[0]
         if float(t.min()) < self.starts[0]:
@@ -137,6 +136,34 @@ def one_after_another(chosen: Sequence[int], count: int, times: Sequence[float])
         ArgumentError: none, one that there is not, or another number of times than of transformations.
     """
     return Composition(tuple(_one_hot((k,), count) for k in chosen), tuple(times))
+
+
+def flow_weights(given: Tensor, flows: Flows) -> Tensor:
+    """Weights of flows (…, flows) for amounts of transformations a frame (…, K).
+
+    Raises:
+        ArgumentError, ArgumentTypeError: no amounts, or `flows` that name none for a transformation.
+
+    Example:
+        >>> flow_weights(torch.tensor([1.0, 0.5]), [1, 0])
+        tensor([0.5000, 1.0000])
+        >>> flow_weights(torch.tensor([1.0, 0.5]), torch.tensor([[0.0, 0.0, -0.8], [2.0, 0.0, 0.0]]))
+        tensor([ 1.0000,  0.0000, -0.8000])
+    """
+    instance("given", given, Tensor, "a tensor (…, K)")
+    if flows is None:
+        return given
+    count = given.shape[-1]
+    if isinstance(flows, Tensor):
+        if flows.ndim != 2 or len(flows) != count:
+            raise ArgumentError(f"flows: expected weights ({count}, flows), got {tuple(flows.shape)}")
+        finite("flows", flows)
+        return given @ flows.to(given)
+    if sorted(flows) != list(range(count)):
+        raise ArgumentError(f"flows: expected each of 0 to {count - 1} once, got {list(flows)}")
+    weights = torch.zeros_like(given)
+    weights[..., list(flows)] = given
+    return weights
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ KINDS = {
     **dict.fromkeys(("HamiltonJacobi", "Heat", "Wave"), "pde"),
     "FlowVAE": "vae",
     **dict.fromkeys(("MLPEncoder", "PaperEncoder", "MLPDecoder", "ConvDecoder", "PaperDecoder"), "nets"),
-    **dict.fromkeys(("MLPSequenceEncoder", "ConvSequenceEncoder"), "nets"),
+    **dict.fromkeys(("MLPSequenceEncoder", "ConvSequenceEncoder", "PairEncoder"), "nets"),
 }
 # Arguments that a class keeps under another name; None: a choice of who computes, which the file does not make.
 KEPT_AS: dict[str, dict[str, str | None]] = {
@@ -87,7 +87,7 @@ class Pretrained(nn.Module):
             raise ArgumentError(f"dtype: expected None, torch.float16, bfloat16, float32 or float64, got {dtype!r}")
         model = described(self, ROOT, {})
         state = {name: value.detach().cpu().to(dtype or value.dtype) for name, value in self.state_dict().items()}
-        if wrong := _difference(_laid_out(model).state_dict(), state):
+        if wrong := difference(_laid_out(model).state_dict(), state):
             raise ArgumentError(
                 f"save_pretrained: {type(self).__name__} was changed after it was made ({wrong}); keep "
                 "model.state_dict(), and make the model in your code"
@@ -129,7 +129,7 @@ class Pretrained(nn.Module):
         state = read_weights(folder)
         double = any(value.dtype == torch.float64 for value in state.values())
         try:
-            if wrong := _difference(_laid_out(model).state_dict(), state):
+            if wrong := difference(_laid_out(model).state_dict(), state):
                 raise DataError(f"the weights are not those of the model that config.json describes ({wrong})")
             with torch.random.fork_rng(devices=[]):
                 made = cast(Self, _made(model, {}, ROOT))
@@ -247,7 +247,7 @@ def _laid_out(model: Any) -> nn.Module:
         return cast(nn.Module, _made(model, {}, ROOT))
 
 
-def _difference(model: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str:
+def difference(model: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str:
     """How stored weights differ from those of a model in names and shapes; "" where they do not."""
     for name in sorted({*model, *stored}):
         if name not in model or name not in stored:

@@ -15,9 +15,12 @@ from .flow import PotentialFlow
 from .frames import Frames, parse_frames
 from .image_quality import psnr as psnr
 from .image_quality import ssim as ssim
+from .matching import match_flows as match_flows
+from .matching import spike_f1 as spike_f1
 from .modes import full_precision, ordinary, recorded
 from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection
+from .sparse import FlowWeights
 from .times import TimesLike
 from .vae import FlowVAE, zero_states
 from .vp_score import vp_score as vp_score
@@ -124,7 +127,8 @@ def log_likelihood(
         x: frames (B, …), or sequences (B, T+1, …): the decoder knows how many dimensions a frame has. With
             `encode_frames` sequences only.
         k: a selection of flows; None with K > 1 averages over them: logsumexp over k of what each gives + log p(k),
-            the model's `flow_prior`.
+            the model's `flow_prior`. For `inference="sparse"` weights are importance samples too, w ~ q(w|x), and
+            log p(w) − log q(w|x) is added.
         t: times of the frames, (T+1,) or (B, T+1); 0..T by default.
         num_samples: importance samples n.
         mask: which frames are there, booleans (B, T+1), for sequences; the others are not asked for. None for all.
@@ -155,6 +159,8 @@ def log_likelihood(
         raise ArgumentTypeError("mask: expected booleans, got numbers; log p(x) counts every frame that is there once")
     if not len(x):
         return zero_states(vae, 1).new_zeros(0)
+    if k is None and vae.inference == "sparse":
+        return _importance_weighted(vae, frames, vae.flow_weights(frames), num_samples, context)
     if k is None and vae.flow.num_flows > 1:
         flows = range(vae.flow.num_flows)
         each = [_importance_weighted(vae, frames, i, num_samples, context) for i in flows]
@@ -188,12 +194,16 @@ def log_likelihood_bound(vae: FlowVAE, num_frames: int = 1) -> float:
 
 
 def _importance_weighted(
-    vae: FlowVAE, frames: Frames, k: SelectionLike, num_samples: int, context: Tensor | None
+    vae: FlowVAE, frames: Frames, k: SelectionLike | FlowWeights, num_samples: int, context: Tensor | None
 ) -> Tensor:
-    """The estimate of `log_likelihood` for sequences under given flows, (B,)."""
+    """The estimate of `log_likelihood` for sequences under given flows, or weights to draw, (B,)."""
     posterior, batch = vae.posterior(vae.encoder_input(frames.x)), len(frames.x)
     x, times, there = rearrange(frames.x, "b t ... -> t b ..."), frames.times, frames.weight
-    selection = parse_selection(k, batch=batch, num_flows=vae.flow.num_flows, like=posterior.mean)
+    given = (
+        k
+        if isinstance(k, FlowWeights)
+        else parse_selection(k, batch=batch, num_flows=vae.flow.num_flows, like=posterior.mean)
+    )
     at_once = min(num_samples, max(1, ROWS // batch))
     weights = []
     for done in range(0, num_samples, at_once):
@@ -202,11 +212,12 @@ def _importance_weighted(
         log_p0 = -0.5 * (z0.square() + math.log(2 * math.pi)).sum(-1)
         log_q0 = sum_rest(posterior.log_prob(z0), 2)
         tiled = None if context is None else repeat(context, "b ... -> (n b) ...", n=n)
-        states = vae.flow.trajectory(rearrange(z0, "n b d -> (n b) d"), selection.tile(n), times.tile(n), tiled)
+        chosen, log_ratio = given.importance(n) if isinstance(given, FlowWeights) else (given.tile(n), 0.0)
+        states = vae.flow.trajectory(rearrange(z0, "n b d -> (n b) d"), chosen, times.tile(n), tiled)
         z = rearrange(states, "t (n b) d -> t n b d", n=n)
         log_x = vae.log_prob_frames(repeat(x, "t b ... -> t n b ...", n=n), z)
         log_x = (log_x if there is None else log_x.where(there[:, None], 0)).sum(0)
-        weights.append(log_x + log_p0 - log_q0)
+        weights.append(log_x + log_p0 - log_q0 + log_ratio)
     return torch.cat(weights).logsumexp(0) - math.log(num_samples)
 
 
@@ -325,6 +336,52 @@ def flow_accuracy(q: Tensor, k: Tensor) -> tuple[float, Tensor]:
     counts.index_put_((q.argmax(-1), k), torch.ones_like(k), accumulate=True)
     flows, transformations = linear_sum_assignment(counts.numpy(), maximize=True)
     return int(counts[flows, transformations].sum()) / len(k), torch.from_numpy(transformations).long()
+
+
+def matching_accuracy(on: Tensor, true: Tensor) -> tuple[float, Tensor]:
+    """How often a flow is on exactly where its transformation is, up to the order of the flows, which is arbitrary.
+
+    Arguments:
+        on: which flows are on, booleans (…, K), such as ``vae.flow_posterior(x).probs > 0.5``.
+        true: which transformations are, booleans (…, M), of M ≤ K.
+
+    Returns:
+        The accuracy in [0, 1], averaged over everything, under the best assignment of a flow to each transformation,
+        found by the Hungarian method (Kuhn, 1955), and that assignment, integers (M,): assignment[transformation] =
+        flow. The other K − M flows do not count. To answer "off" always scores the part of intervals in which
+        transformations are off.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes that do not go together, no booleans, or fewer flows than
+            transformations.
+
+    Example:
+        >>> true = torch.tensor([[True, False], [True, True], [False, True]])
+        >>> on = torch.tensor([[False, False, True], [True, False, True], [True, False, False]])
+        >>> matching_accuracy(on, true)
+        (1.0, tensor([2, 0]))
+    """
+    from scipy.optimize import linear_sum_assignment  # a tenth of a second that only this needs
+
+    for name, x in (("on", on), ("true", true)):
+        if not isinstance(x, Tensor) or x.dtype != torch.bool:
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ArgumentTypeError(f"{name}: expected booleans, got {got}; such as probabilities > 0.5")
+    if (
+        not on.ndim
+        or not true.ndim
+        or on.shape[:-1] != true.shape[:-1]
+        or on.shape[-1] < true.shape[-1]
+        or not on.numel()
+    ):
+        raise ArgumentError(
+            f"on, true: expected (…, K) and (…, M) with M ≤ K of at least one interval, got {tuple(on.shape)} and "
+            f"{tuple(true.shape)}"
+        )
+    flows, truth = (x.detach().cpu().flatten(0, -2).double() for x in (on, true))
+    agreement = (truth.mT @ flows + (1 - truth).mT @ (1 - flows)) / len(flows)  # (M, K)
+    transformations, assignment = linear_sum_assignment(agreement.numpy(), maximize=True)
+    return float(agreement[transformations, assignment].mean()), torch.from_numpy(assignment).long()
 
 
 def expected_calibration_error(q: Tensor, k: Tensor, *, bins: int = 15) -> float:

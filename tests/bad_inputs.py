@@ -309,6 +309,12 @@ BAD: dict[str, list[Bad]] = {
         Bad(lambda: cflow.DiffusionPrior(2, 2)(5, 1.0), VALUE, "k: expected a flow 0 to 1, got 5"),
         Bad(lambda: cflow.DiffusionPrior(2, 2)(0, NAN), VALUE, "t: expected finite times, got nan"),
     ],
+    "SpikeSlab": [
+        Bad(lambda: cflow.SpikeSlab(0.0, 0.0, 0.0), VALUE, "scale: expected finite ones > 0"),
+        Bad(lambda: cflow.SpikeSlab(NAN, 0.0, 1.0), VALUE, "logits: expected log-odds"),
+        Bad(lambda: cflow.SpikeSlab("a", 0.0, 1.0), TYPE, "logits: expected a number or a floating-point tensor"),
+        Bad(lambda: cflow.SpikeSlab(torch.zeros(2), torch.zeros(3), 1.0), VALUE, "logits, loc, scale: expected shapes"),
+    ],
     # --- models -----------------------------------------------------------------------------------------------
     "FlowVAE": [
         Bad(lambda: cflow.FlowVAE("e", VAE.decoder, VAE.flow), TYPE, "encoder: expected an nn.Module, got str"),
@@ -399,6 +405,12 @@ BAD: dict[str, list[Bad]] = {
     "nets.PaperDecoder": decoder(nets.PaperDecoder),
     "nets.MLPSequenceEncoder": sequence_encoder(nets.MLPSequenceEncoder),
     "nets.ConvSequenceEncoder": sequence_encoder(nets.ConvSequenceEncoder),
+    "nets.PairEncoder": [
+        Bad(lambda: nets.PairEncoder((8, 8), 2), VALUE, "image_shape: expected"),
+        Bad(lambda: nets.PairEncoder(SHAPE, 0), VALUE, "num_flows: expected an int ≥ 1, got 0"),
+        Bad(lambda: nets.PairEncoder(SHAPE, 2, 0), VALUE, "width: expected an int ≥ 1, got 0"),
+        Bad(lambda: nets.PairEncoder(SHAPE, 2)(X[:, :1]), VALUE, "x: expected sequences of two frames or more"),
+    ],
     "nets.Encoder": [
         Bad(lambda: nets.Encoder(5, SHAPE), TYPE, "body: expected an nn.Module"),
         Bad(lambda: nets.Encoder(nn.Flatten(), (8, 8)), VALUE, "image_shape: expected"),
@@ -496,6 +508,10 @@ BAD: dict[str, list[Bad]] = {
         Bad(lambda: metrics.expected_calibration_error(3 * Q, K), VALUE, "q: expected probabilities"),
         Bad(lambda: metrics.expected_calibration_error(Q[:0], K[:0]), VALUE, "q, k: expected (N, K) and (N,)"),
     ],
+    "metrics.matching_accuracy": [
+        Bad(lambda: metrics.matching_accuracy(Q, Q > 0.5), TYPE, "on: expected booleans, got torch.float32"),
+        Bad(lambda: metrics.matching_accuracy(Q[:, :1] > 0.5, Q > 0.5), VALUE, "on, true: expected (…, K) and (…, M)"),
+    ],
     "composition.Composition": [
         Bad(lambda: composition.Composition(()), VALUE, "weights: expected pieces of K numbers"),
         Bad(lambda: composition.Composition(((1.0, 0.0), (1.0,)), (0.0, 1.0)), VALUE, "weights: expected pieces"),
@@ -526,6 +542,12 @@ BAD: dict[str, list[Bad]] = {
             VALUE,
             "flows: expected each of 0 to 1 once",
         ),
+    ],
+    "composition.flow_weights": [
+        Bad(lambda: composition.flow_weights([1.0], [0]), TYPE, "given: expected a tensor (…, K), got list"),
+        Bad(lambda: composition.flow_weights(torch.ones(2), [0, 0]), VALUE, "flows: expected each of 0 to 1 once"),
+        Bad(lambda: composition.flow_weights(torch.ones(2), torch.zeros(3, 2)), VALUE, "flows: expected weights (2,"),
+        Bad(lambda: composition.flow_weights(torch.ones(2), torch.full((2, 3), NAN)), VALUE, "flows: expected finite"),
     ],
     # --- data -------------------------------------------------------------------------------------------------
     "data.Digits": [
@@ -586,6 +608,30 @@ BAD: dict[str, list[Bad]] = {
         Bad(lambda: data.make_sequence(IMAGES, 0, [0.0, NAN]), VALUE, "t"),
         Bad(lambda: data.make_sequence(IMAGES, torch.tensor([0.5, 0.5]), [0.0]), TYPE, "k"),
         Bad(lambda: data.make_sequence(IMAGES, 0, [0.0], {"a": 5}), TYPE, "transformations"),
+    ],
+    "data.constant_speeds": [
+        Bad(lambda: data.constant_speeds(index(5), 1, 3), VALUE, "k: expected numbers from 0 to 2, got 5 to 5"),
+        Bad(lambda: data.constant_speeds(torch.tensor([0.5]), 1, 3), TYPE, "k: expected a tensor of integers"),
+        Bad(lambda: data.constant_speeds(index(0), 0, 3), VALUE, "intervals: expected an int ≥ 1, got 0"),
+    ],
+    "data.draw_speeds": [
+        Bad(lambda: data.draw_speeds(3, 2, 1), VALUE, "count: expected two transformations or more"),
+        Bad(lambda: data.draw_speeds(-1, 2, 3), VALUE, "batch: expected an int ≥ 1, got -1"),
+        Bad(lambda: data.draw_speeds(2, 0, 3), VALUE, "intervals: expected an int ≥ 1, got 0"),
+    ],
+    "data.mixed_sequence": [
+        Bad(lambda: data.mixed_sequence(IMAGES, [1], torch.arange(3.0)), TYPE, "speeds: expected a tensor (B, S, K)"),
+        Bad(
+            lambda: data.mixed_sequence(IMAGES, torch.zeros(3, 4, 3), torch.arange(3.0)),
+            VALUE,
+            "speeds: expected (B, S",
+        ),
+        Bad(
+            lambda: data.mixed_sequence(IMAGES, torch.zeros(2, 4, 3), [0.0, 9.0]),
+            VALUE,
+            "t: expected times within [0, 4]",
+        ),
+        Bad(lambda: data.mixed_sequence(IMAGES, torch.zeros(2, 4, 3), [NAN]), VALUE, "t"),
     ],
     # --- pictures ---------------------------------------------------------------------------------------------
     "plots.density": [

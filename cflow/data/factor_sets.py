@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -238,13 +236,14 @@ def load_array(path: Path, name: str | None = None) -> npt.NDArray[Any]:
         DataError: it cannot be read.
     """
     try:
-        found = np.load(path, allow_pickle=False)
-        array: npt.NDArray[Any] = found if name is None else found[name]
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            array: npt.NDArray[Any] = found if name is None else found[name]
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; it says how many values factors have, or data.sizes") from None
     except KeyError:
         raise DataError(f"{path}: has no array {name!r}; declare data.sizes") from None
-    except (OSError, ValueError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # NumPy's and zip's readers raise almost anything on foreign bytes
         what = shorten(str(error), 100, placeholder=" …")
         raise DataError(f"{path}: holds no array of NumPy's, or a damaged one ({what}); declare data.sizes") from None
     return array

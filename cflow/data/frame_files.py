@@ -93,7 +93,7 @@ def read_sequence(path: Path, most: int) -> Tensor:
     suffix = path.suffix.lower()
     with _reading(path):
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return torch.stack([_arranged(frame, path) for frame in arrays[_array_in(path)[0]][:most]])
         if suffix in VIDEOS:
             with _film(path) as film:

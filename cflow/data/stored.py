@@ -85,9 +85,13 @@ class HDF5Images(Images):
                     f"{self.path}: is no HDF5 file, or a damaged one ({_line(error)}); get it anew"
                 ) from None
         file = self._opened[1]
-        if name not in file or not hasattr(file[name], "dtype"):
-            raise DataError(f"{self.path}: has no set {name!r}, only {', '.join(map(repr, file)) or 'nothing'}")
-        return file[name]
+        try:
+            if name in file and hasattr(file[name], "dtype"):
+                return file[name]
+            there = ", ".join(map(repr, file))
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # h5py's words for damaged parts
+            raise DataError(f"{self.path}: is no HDF5 file, or a damaged one ({_line(error)}); get it anew") from None
+        raise DataError(f"{self.path}: has no set {name!r}, only {there or 'nothing'}")
 
     def read(self, numbers: Numbers) -> Bytes:
         """Images (N, H, W, C), see `Images`."""
@@ -95,7 +99,7 @@ class HDF5Images(Images):
         try:
             for place, number in enumerate(numbers):  # h5py takes longer for a list of numbers
                 out[place] = images[number]
-        except OSError as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise DataError(f"{self.path}: {self.name!r} cannot be read ({_line(error)}); get it anew") from None
         return out
 

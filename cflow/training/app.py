@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
@@ -110,6 +111,17 @@ class CflowCLI(LightningCLI):
     linked = LINKED
     monitor = "val/equivariance_error"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Run a command; a fit that is refused, or interrupted before its first step, leaves no folder of a run."""
+        try:
+            super().__init__(*args, **kwargs)
+        except BaseException:
+            callbacks = self.trainer.callbacks if hasattr(self, "trainer") else []  # type: ignore[attr-defined]
+            has_trained = any(isinstance(each, RunConfig) and each.has_trained for each in callbacks)
+            if self.run is not None and is_first_process() and not has_trained:
+                runs.give_back(self.run)
+            raise
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Return the commands and the arguments of each method that are no options."""
@@ -193,9 +205,24 @@ class CflowCLI(LightningCLI):
         self.config = parser.parse_args(words)
         if checkpoint is not None:
             self.config[command]["ckpt_path"] = checkpoint
+        check_seed_and_name(self.config[command])
 
     def _parse_ckpt_path(self) -> None:
         """Leave the parsed values alone: Lightning would put the checkpoint's over the user's, in silence."""
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer of the options.
+
+        Raises:
+            ArgumentError: of what cannot be: a layer that no memory holds, say.
+        """
+        try:
+            super().instantiate_classes()  # type: ignore[no-untyped-call]
+        except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, CflowError):
+                raise
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ArgumentError(f"nothing can be made of these options: {said:.200}") from error
 
     def before_instantiate_classes(self) -> None:
         """Take 32-true for bf16-mixed where the processor would compute bfloat16 in software."""
@@ -239,7 +266,7 @@ class CflowCLI(LightningCLI):
     def _make_trainer(self, **kwargs: Any) -> Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             if isinstance(error, CflowError):
                 raise
             raise ArgumentError(f"--trainer: {str(error).splitlines()[0]}") from None
@@ -290,6 +317,21 @@ class PopulationCLI(CflowCLI):
         """Add what a configuration says so that it is known for one of populations."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--kind", type=str, default=presets.POPULATION, help="Of what is trained.")
+
+
+def check_seed_and_name(options: Namespace) -> None:
+    """Check what Lightning and the file system would refuse later, in words of their own.
+
+    Raises:
+        ArgumentError: a seed that NumPy does not know; a name that is no name of one folder.
+    """
+    seed, name = options.get("seed_everything"), options.get("run_name")
+    if type(seed) is int and not 0 <= seed < 2**32:
+        raise ArgumentError(f"--seed_everything={seed}: expected 0 to {2**32 - 1}")
+    if name is not None and (name in ("", "..") or Path(name).name != name or not name.isprintable()):
+        raise ArgumentError(
+            f"--run_name={name!r}: expected the name of a folder; --trainer.default_root_dir says where"
+        )
 
 
 def of_population(words: Sequence[str]) -> bool:
@@ -366,6 +408,9 @@ def run(words: Sequence[str], module: type[FlowVAEModule] = FlowVAEModule) -> No
 def one_by_one(words: Sequence[str]) -> list[list[str]]:
     """Return the command lines of the single runs of ``report RUN [RUN …] [options]``.
 
+    Raises:
+        ArgumentError: runs behind the options.
+
     Example:
         >>> one_by_one(["report", "runs/a", "digits", "--seed_everything", "0"])[1]
         ['report', '--pretrained', 'digits', '--seed_everything', '0']
@@ -375,6 +420,10 @@ def one_by_one(words: Sequence[str]) -> list[list[str]]:
     command, *others = words
     first = next((i for i, word in enumerate(others) if word.startswith("-")), len(others))
     named, options = others[:first], others[first:]
+    if not named and len(options) > 2 and not options[-1].startswith("-") and not options[-2].startswith("-"):
+        raise ArgumentError(
+            f"`cflow report`: runs come first, options behind them: cflow report {options[-1]} {' '.join(options[:-1])}"
+        )
     sources = [("--ckpt_path" if pretrained_folder(each) is None else "--pretrained", each) for each in named]
     return [[command, *source, *options] for source in sources] or [[command, *options]]
 
@@ -405,4 +454,11 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     for module in ("pytorch_lightning", "lightning_fabric", "torch.utils.tensorboard", "jsonargparse"):
         warnings.filterwarnings("ignore", module=rf"{re.escape(module)}.*")
+    threading.excepthook = _of_thread
     torch.set_float32_matmul_precision("high")
+
+
+def _of_thread(args: threading.ExceptHookArgs) -> None:
+    """Say what ended a thread, but for TensorBoard's writer: what it cannot write comes again in the main thread."""
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)

@@ -92,7 +92,13 @@ class LastCheckpoint(Checkpoint):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run, and what of it is plain into every checkpoint."""
+    """Writes ``config.yaml`` into the run, and what of it is plain into every checkpoint.
+
+    Attributes:
+        has_trained: whether the fit came to its first step, so that there is a run to speak of.
+    """
+
+    has_trained = False
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, folder: Path | None = None) -> None:
         super().__init__(parser, config, save_to_log_dir=False)
@@ -105,6 +111,10 @@ class RunConfig(SaveConfigCallback):
             content = {key: value for key, value in self.content.items() if key not in ("config", "ckpt_path")}
             text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
             files.write(self.folder / self.config_filename, text.encode())
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        """Take note of the first step."""
+        self.has_trained = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, object]) -> None:
         """Store the configuration: `test`, `traverse` and a resumed fit take their defaults from it."""

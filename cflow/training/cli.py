@@ -16,6 +16,7 @@ This file answers what needs no PyTorch, and turns errors into one line and an e
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -75,6 +76,8 @@ def main(args: Sequence[str] | None = None) -> int:
             raise DataError(f"{error}; training needs more packages: pip install 'cflow-torch[train]'") from None
         run(given)
     except KeyboardInterrupt as interrupt:
+        if args is None:  # the process is about to end, and a second Ctrl-C would only add a traceback
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"\ncflow: interrupted{': ' + str(interrupt) if str(interrupt) else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -92,7 +95,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _report(error: BaseException, code: int) -> int:
-    text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+    text = str(error)
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)):  # TensorBoard's are of bytes
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}"
     if text.startswith("Caught "):  # in a worker that reads: PyTorch hands its traceback on as the message
         text = text.rstrip().splitlines()[-1].partition(": ")[2]
     print(f"cflow: error: {' '.join(text.split())}", file=sys.stderr)

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from pathlib import Path
 
 from ..errors import DataError
 
+ANONYMOUS = getattr(os, "O_TMPFILE", None)  # Linux: a file without a name, which is gone with the process that made it
+
 
 def write(path: Path, content: bytes) -> None:
-    """Put a file in place in one move: whatever happens, the old one or the new one is there, and nothing else.
+    """Put a file in place in one move: whatever happens, the old one or the new one is there, whole.
+
+    A process that is killed leaves nothing half written where the file system knows files without a name; elsewhere
+    perhaps a ``.partial`` file, which nothing reads.
 
     Raises:
         DataError: the disk is full or cannot be written to.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # a name of its own: another process may be writing the same file
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        with partial.open("wb") as file:
+        with open(_opened(partial), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            if not partial.exists():
+                # given some descriptor of a folder, Python follows the link to the file, as it is documented to do
+                os.link(f"/proc/self/fd/{file.fileno()}", partial, src_dir_fd=file.fileno(), follow_symlinks=True)
         partial.replace(path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # a disk that became read-only refuses this too
@@ -31,3 +41,11 @@ def write(path: Path, content: bytes) -> None:
                 "on with --ckpt_path"
             ) from None
         raise
+
+
+def _opened(partial: Path) -> int:
+    """A new file to write to: without a name, or this one where there is no such thing."""
+    if ANONYMOUS is not None and Path("/proc/self/fd").is_dir():
+        with contextlib.suppress(OSError):  # not every file system has it; a real problem comes again below
+            return os.open(partial.parent, ANONYMOUS | os.O_WRONLY, 0o666)
+    return os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)

@@ -12,7 +12,7 @@ from pytorch_lightning import LightningDataModule
 from .. import plots
 from . import results
 from .population import PopulationModule
-from .trainer import FlowTrainer, fitting_weights
+from .trainer import FlowTrainer, fitting_weights, interruptible
 
 
 class PopulationTrainer(FlowTrainer):
@@ -34,7 +34,7 @@ class PopulationTrainer(FlowTrainer):
             ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
             out_dir: folder for the results; the run's own by default.
         """
-        with fitting_weights():
+        with interruptible(), fitting_weights():
             metrics = super(FlowTrainer, self).test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if self.is_global_zero and isinstance(model, PopulationModule):
             folder = results.output_folder(out_dir, ckpt_path)

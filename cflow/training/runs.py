@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -16,9 +18,11 @@ from ..checkpoint import (
     newest_checkpoint,
     pretrained_folder,
     read_checkpoint,
+    stored_model,
     versions,
 )
 from ..data import TRANSFORMATIONS
+from ..data.images import as_size
 from ..data.named import library_names
 from ..errors import ArgumentError, DataError
 from ..hub import read_config
@@ -59,6 +63,13 @@ def claim_run(root: Path, name: str) -> Path:
             ) from None
         else:
             return folder
+
+
+def give_back(run: Path) -> None:
+    """Remove the folder of a run that has come to nothing, and that of its name where it was the only one."""
+    shutil.rmtree(run, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        run.parent.rmdir()
 
 
 def named_checkpoint(path: str, root: Path, name: str | None, prefer: Kind) -> Path:
@@ -113,7 +124,17 @@ def stored_options(path: Path) -> dict[str, Any]:
     Raises:
         DataError: see `read_fit`.
     """
-    return _options(read_fit(path)[CONFIG_KEY])
+    content = read_fit(path)
+    options = _options(content[CONFIG_KEY])
+    model = {key.removeprefix("model."): value for key, value in options.items() if key.startswith("model.")}
+    if model and options.get("kind") != POPULATION:
+        # what is made of the options before the weights are looked at is no larger than these are
+        made, _ = stored_model(content, path, "--ckpt_path")
+        size = as_size(options.get("data.resize")) or tuple(made["image_shape"][1:])
+        same = all(made[key] == value for key, value in model.items() if key in made and value is not None)
+        if not same or size != tuple(made["image_shape"][1:]):
+            raise DataError(f"--ckpt_path {path}: damaged, its configuration is not that of its weights")
+    return options
 
 
 def named_weights(name: str) -> Path:

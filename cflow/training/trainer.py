@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ..checks import at_least
-from ..errors import ArgumentError, TrainingError
+from ..errors import ArgumentError, CflowError, TrainingError
 from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
@@ -45,16 +47,12 @@ class FlowTrainer(Trainer):
             ckpt_path: go on from a checkpoint: a file, the folder of a run, or `last` for the newest run.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, once the last checkpoint is written (Lightning would exit with code 1).
+            KeyboardInterrupt: Ctrl-C, once the last checkpoint is written.
             TrainingError: too many batches in a row without a step, once the last checkpoint is written.
         """
         try:
-            with fitting_weights():
+            with interruptible(self._where_to_go_on), fitting_weights():
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
-        except SystemExit as ending:
-            if isinstance(ending.__context__, KeyboardInterrupt):
-                raise KeyboardInterrupt(self._where_to_go_on()) from None
-            raise
         except TrainingError as error:
             where = self._where_to_go_on()
             raise TrainingError(f"{error}; {where}" if where else str(error)) from None
@@ -85,13 +83,14 @@ class FlowTrainer(Trainer):
             with fitting_weights("--pretrained"):
                 model.load_pretrained(runs.named_weights(pretrained), datamodule.source.names)
             out_dir = out_dir or str(results.weights_output(self.default_root_dir, pretrained))
-        with fitting_weights():
+        with interruptible(), fitting_weights():
             metrics = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if self.is_global_zero and isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule):
             folder = results.output_folder(out_dir, ckpt_path)
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)
+            paths += results.draw_flows(model, datamodule, folder, self.strategy.root_device, numbers)
             chapter = self._chapter(model, datamodule, ckpt_path, pretrained, folder)
             paths.append(write_report(folder / REPORT, [chapter]))
             print(results.table(numbers))
@@ -196,6 +195,33 @@ class FlowTrainer(Trainer):
             run = folder = runs.run_folder(Path(ckpt_path))
             name, stored = f"{run.parent.name}/{run.name}", partial(runs.stored_options, Path(ckpt_path))
         return read_chapter(subject, name, measured or folder, stored, run)
+
+
+@contextmanager
+def interruptible(hint: Callable[[], str] = str) -> Iterator[None]:
+    """Hand an interrupt on as one; Lightning would exit with code 1, and be deaf to every further one.
+
+    What fails while an interrupt is dealt with, such as writing the last checkpoint, is part of it.
+
+    Arguments:
+        hint: what to say of an interrupt.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except BaseException as ending:
+        cause: BaseException | None = ending
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise KeyboardInterrupt(str(ending) if isinstance(ending, CflowError) else hint()) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager
