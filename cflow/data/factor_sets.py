@@ -238,9 +238,6 @@ def load_array(path: Path, name: str | None = None) -> npt.NDArray[Any]:
         DataError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            array: npt.NDArray[Any] = found if name is None else found[name]
         array: npt.NDArray[Any]
         # in place, a header cannot say more than there is
         array = np.load(path, mmap_mode="r", allow_pickle=False) if name is None else npz_array(path, name)
@@ -248,7 +245,6 @@ def load_array(path: Path, name: str | None = None) -> npt.NDArray[Any]:
         raise DataError(f"{path}: there is no such file; it says how many values factors have, or data.sizes") from None
     except KeyError:
         raise DataError(f"{path}: has no array {name!r}; declare data.sizes") from None
-    except Exception as error:  # NumPy's and zip's readers raise almost anything on foreign bytes
     except Exception as error:
         what = shorten(str(error), 100, placeholder=" …")
         raise DataError(f"{path}: holds no array of NumPy's, or a damaged one ({what}); declare data.sizes") from None

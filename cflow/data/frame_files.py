@@ -100,8 +100,6 @@ def read_sequence(path: Path, most: int) -> Tensor:
                 "sequences, or give a smaller data.num_frames"
             )
         if suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return torch.stack([_arranged(frame, path) for frame in arrays[_array_in(path)[0]][:most]])
             return _frames_of_array(path, most)
         if suffix in VIDEOS:
             with _film(path) as film:

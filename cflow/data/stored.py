@@ -87,12 +87,6 @@ class HDF5Images(Images):
                 ) from None
         file = self._opened[1]
         try:
-            if name in file and hasattr(file[name], "dtype"):
-                return file[name]
-            there = ", ".join(map(repr, file))
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # h5py's words for damaged parts
-            raise DataError(f"{self.path}: is no HDF5 file, or a damaged one ({_line(error)}); get it anew") from None
-        raise DataError(f"{self.path}: has no set {name!r}, only {there or 'nothing'}")
             # a link may lead to another file, of which this one would take what it likes
             here = name in file and not hasattr(file.get(name, getlink=True), "filename")
             found = file[name] if here and hasattr(file[name], "dtype") else None
@@ -111,7 +105,6 @@ class HDF5Images(Images):
         try:
             for place, number in enumerate(numbers):  # h5py takes longer for a list of numbers
                 out[place] = images[number]
-        except (OSError, ValueError, RuntimeError) as error:
         except Exception as error:
             raise DataError(f"{self.path}: {self.name!r} cannot be read ({_line(error)}); get it anew") from None
         return out
