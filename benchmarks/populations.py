@@ -23,24 +23,22 @@ import argparse
 import functools
 import importlib
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 import torch
 import torchdiffeq
-from report import machine, one_line, print_table, write_json
+from report import one_line, print_table
+from rows import Numbers, Row, completed
 from torch import Tensor, nn
 
 from cflow import PotentialFlow, RidgePotential
 from cflow.populations import Arcs, Matching, Snapshots, fit, recipe, transport_plan, wasserstein
 
-SCHEMA = 1
 HELD_OUT = (1, 2, 3)
 REFERENCES = ("previous", "next", "midpoint", "floor")
 METHODS = ("recipe", "straight", "ridge", "ot_cfm")
@@ -58,23 +56,7 @@ REPORTED = {  # elsewhere, mean of the three times; their preparation of the dat
     "OTP-FM": "0.643",
     "WLF-OT (Neklyudov et al. 2024)": "0.641",
 }
-Numbers = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of a table, and how to get it."""
-
-    table: str
-    method: str
-    case: str
-    seed: int
-    run: Callable[[], Numbers]
-
-    @property
-    def key(self) -> str:
-        """What it is kept under."""
-        return f"{self.table}/{self.method}/{self.case}/{self.seed}"
+Velocity = Callable[[Tensor, Tensor], Tensor]  # t (), z (N, D) -> (N, D)
 
 
 # --- embryoid bodies: one time left out ---------------------------------------------------------------------------
@@ -116,7 +98,7 @@ def learned(method: str, cells: Snapshots, out: Sequence[int], start: int, seed:
     flow, settings = recipe(cells.dim)
     settings |= {"steps": steps, "seed": seed}
     if method == "ot_cfm":
-        arrived = ot_cfm(observed, source, ends, settings)
+        arrived = carried(ot_cfm(observed, settings), source, ends)
     else:
         if method == "ridge":
             flow = PotentialFlow(RidgePotential(cells.dim, hidden=256), solver=flow.solver)
@@ -130,33 +112,42 @@ def learned(method: str, cells: Snapshots, out: Sequence[int], start: int, seed:
     return {"w1": wasserstein(arrived, cells.x[out[-1]]), "seconds": seconds}
 
 
-def ot_cfm(observed: Snapshots, source: Tensor, ends: tuple[float, float], settings: Mapping[str, Any]) -> Tensor:
-    """The cells of a start where torchcfm's OT-CFM takes them; its steps, batches and rate are those of `settings`."""
+def ot_cfm(observed: Snapshots, settings: Mapping[str, Any]) -> Velocity:
+    """The velocity that torchcfm's OT-CFM learns; its steps, batches, noise and rate are those of `settings`."""
     torchcfm = importlib.import_module("torchcfm")
     matcher = torchcfm.ExactOptimalTransportConditionalFlowMatcher(sigma=settings["loss"].noise)
     net: nn.Module = importlib.import_module("torchcfm.models").MLP(dim=observed.dim, time_varying=True, w=64)
-    optimizer = torch.optim.Adam(net.parameters(), lr=settings["lr"])
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings["steps"])
     size, times = settings["batch_size"], observed.t.tolist()
-    for _ in range(settings["steps"]):
-        loss = torch.zeros(())
+
+    def loss() -> Tensor:
+        total = torch.zeros(())
         for i, (early, late) in enumerate(itertools.pairwise(times)):
             pair = (x[torch.randint(len(x), (size,))] for x in observed.x[i : i + 2])
             part, z, change = matcher.sample_location_and_conditional_flow(*pair)
             v = net(torch.cat([z, (early + part * (late - early))[:, None]], 1))
-            loss = loss + (late - early) * (v - change / (late - early)).square().mean()
+            total = total + (late - early) * (v - change / (late - early)).square().mean()
+        return total
+
+    descend(net, loss, settings)
+    return lambda t, z: net(torch.cat([z, t.expand(len(z), 1)], 1))
+
+
+def descend(net: nn.Module, loss: Callable[[], Tensor], settings: Mapping[str, Any]) -> None:
+    """Train a network as `fit` trains a flow: Adam, whose rate falls from `lr` to 0 as half a cosine."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=settings["lr"])
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings["steps"])
+    for _ in range(settings["steps"]):
         optimizer.zero_grad()
-        loss.backward()
+        loss().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-    with torch.no_grad():
-        return torchdiffeq.odeint(
-            lambda t, z: net(torch.cat([z, t.expand(len(z), 1)], 1)),
-            source,
-            torch.tensor(ends),
-            method="rk4",
-            options={"step_size": 0.1},
-        )[-1]
+
+
+@torch.no_grad()
+def carried(velocity: Velocity, z: Tensor, ends: tuple[float, float]) -> Tensor:
+    """Members z (N, D) of a time at another, by a velocity and the steps that the recipe's flow makes."""
+    times = torch.tensor(ends)
+    return torchdiffeq.odeint(velocity, z, times, method="rk4", options={"step_size": 0.1})[-1]
 
 
 def leave_one_out(cells: Snapshots, methods: Sequence[str], seeds: Sequence[int], steps: int) -> Iterator[Row]:
@@ -181,6 +172,14 @@ def selection(cells: Snapshots, steps: int) -> Iterator[Row]:
                     start = max(t for t in range(5) if t < inner and t != outer)
                     run = functools.partial(learned, name, cells, [outer, inner], start, 0, steps)
                     yield Row("selection", name, f"{outer}, {inner}", 0, run)
+
+
+def asked_for(asked: argparse.Namespace, steps: int) -> Iterator[Row]:
+    """Every row that was asked for; the cells are read with the first."""
+    cells = made_up() if asked.quick else embryoid_bodies(asked.root)
+    if asked.select:
+        yield from selection(cells, steps)
+    yield from leave_one_out(cells, asked.methods, asked.seeds, steps)
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------
@@ -250,25 +249,7 @@ def main(given: Sequence[str] | None = None) -> None:
     asked = arguments(given)
     torch.set_num_threads(1)
     steps = 3 if asked.quick else int(recipe(5)[1]["steps"])
-    document: dict[str, Any] = {"schema": SCHEMA, "quick": asked.quick, "steps": steps, "rows": {}}
-    if asked.json.exists():
-        kept = json.loads(asked.json.read_text(encoding="utf-8"))
-        if any(kept.get(name) != document[name] for name in ("schema", "quick", "steps")):
-            raise SystemExit(f"{asked.json} was made with other settings; move it away or name another --json")
-        document["rows"] = kept["rows"]
-    cells = made_up() if asked.quick else embryoid_bodies(asked.root)
-    document["machine"] = machine(torch.device("cpu"))
-    for row in [
-        *(selection(cells, steps) if asked.select else ()),
-        *leave_one_out(cells, asked.methods, asked.seeds, steps),
-    ]:
-        if row.key not in document["rows"]:
-            found = row.run()
-            names = {name: getattr(row, name) for name in ("table", "method", "case", "seed")}
-            document["rows"][row.key] = names | found
-            print(row.key, " ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
-            write_json(asked.json, document)
-    show(document)
+    show(completed(asked_for(asked, steps), asked.json, {"quick": asked.quick, "steps": steps}))
 
 
 if __name__ == "__main__":

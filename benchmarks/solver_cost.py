@@ -203,6 +203,8 @@ def run(
         print("skipped the compiled field: the installed cflow has no PotentialFlow(…, compile=True)")
         compiled = False
     document: dict[str, Any] = {"benchmark": "solver_cost", "schema": SCHEMA, "machine": machine(device)}
+    # a row says how far off a gradient is
+    warnings.filterwarnings("ignore", "gradient: the continuous adjoint's way back", UserWarning)
     document |= {"gain": GAIN, "horizon": HORIZON, "rows": [], "graphs": [], "skipped": {}, "marks": []}
     timing = {"rounds": rounds, "budget": budget}
     for size, count in itertools.product(sizes, thread_counts):

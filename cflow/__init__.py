@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .selection import Schedule
     from .solenoidal import SkewLinear, Solenoidal
     from .solve import Solver
+    from .spike_slab import SpikeSlab
     from .transform import FlowTransform
     from .traversal import LatentTraversal
     from .vae import ELBO, FlowVAE
@@ -36,6 +37,7 @@ _HOME = {
     "Schedule": "selection",
     **dict.fromkeys(("SkewLinear", "Solenoidal"), "solenoidal"),
     "Solver": "solve",
+    "SpikeSlab": "spike_slab",
     "FlowTransform": "transform",
     "LatentTraversal": "traversal",
     **dict.fromkeys(("ELBO", "FlowVAE"), "vae"),
@@ -64,6 +66,7 @@ __all__ = [
     "SkewLinear",
     "Solenoidal",
     "Solver",
+    "SpikeSlab",
     "SumPotential",
     "__version__",
     "composition",

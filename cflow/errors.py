@@ -26,6 +26,10 @@ class DependencyError(CflowError, ImportError):
     """A package that only this needs is not installed."""
 
 
+class TrainingError(CflowError, RuntimeError):
+    """A fit stopped because its batches give no step: losses that are NaN or infinite, or solves that fail."""
+
+
 class IntegrationError(CflowError, RuntimeError):
     """An ODE solve failed: it blew up, stalled, or needs more steps than allowed.
 

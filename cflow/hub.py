@@ -39,7 +39,7 @@ KINDS = {
     **dict.fromkeys(("HamiltonJacobi", "Heat", "Wave"), "pde"),
     "FlowVAE": "vae",
     **dict.fromkeys(("MLPEncoder", "PaperEncoder", "MLPDecoder", "ConvDecoder", "PaperDecoder"), "nets"),
-    **dict.fromkeys(("MLPSequenceEncoder", "ConvSequenceEncoder"), "nets"),
+    **dict.fromkeys(("MLPSequenceEncoder", "ConvSequenceEncoder", "PairEncoder"), "nets"),
 }
 # Arguments that a class keeps under another name; None: a choice of who computes, which the file does not make.
 KEPT_AS: dict[str, dict[str, str | None]] = {

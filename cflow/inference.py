@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from .errors import ArgumentError, ArgumentTypeError
 from .flow import FlowPath
 from .modes import unreadable
 
-Inference = Literal["marginal", "gumbel"]
+Inference = Literal["marginal", "gumbel", "sparse"]
 ResponsibilityFrames = Literal["all", "decoded"]
 INFERENCES = get_args(Inference)
 
@@ -97,13 +96,13 @@ def as_inference(inference: str | None, flow_posterior: nn.Module | None) -> Inf
     if inference is None:
         return None if flow_posterior is None else "gumbel"
     if inference not in INFERENCES:
-        raise ArgumentError(f"inference: expected 'marginal' or 'gumbel', got {inference!r}")
+        raise ArgumentError(f"inference: expected 'marginal', 'gumbel' or 'sparse', got {inference!r}")
     if flow_posterior is None:
         raise ArgumentError(f"inference: {inference!r} needs a q(k|x) to train; pass flow_posterior=…")
-    return "marginal" if inference == "marginal" else "gumbel"
+    return cast(Inference, inference)
 
 
-def as_flow_prior(flow_prior: Tensor | Sequence[float], num_flows: int | None) -> Tensor:
+def as_flow_prior(flow_prior: object, num_flows: int | None) -> Tensor:
     """p(k) as a tensor (K,), for K flows where that is known.
 
     Raises:

@@ -8,21 +8,25 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .checks import positive_int
+from .checks import all_finite, instance, positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .fields import Part
 from .flow import PotentialFlow
 from .frames import Frames, parse_frames
 from .image_quality import psnr as psnr
 from .image_quality import ssim as ssim
+from .matching import match_flows as match_flows
+from .matching import spike_f1 as spike_f1
 from .modes import full_precision, ordinary, recorded
 from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection
+from .sparse import FlowWeights
 from .times import TimesLike
 from .vae import FlowVAE, zero_states
 from .vp_score import vp_score as vp_score
 
 PARTS: tuple[Part, ...] = ("gradient", "solenoidal")
+SLACK = 0.05  # by which probabilities in bfloat16 may miss the sum of 1
 ROWS = 1024  # latent states that `log_likelihood` flows and decodes at once
 
 
@@ -50,6 +54,7 @@ def equivariance_error(
     References:
         Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, §4.
     """
+    _check_vae(vae)
     first = vae.encode_frames or 1
     times = parse_frames(x, t, encoded=first).times
     return _l1(vae.traverse(vae.encoder_input(x), k, times, context=context)[first:], x, first)
@@ -60,13 +65,13 @@ def copy_input(x: Tensor, *, encode_frames: int | None = None) -> Tensor:
 
     Frame m−1 is the nearest to the frames m..T that are then asked for, (T+1−m, B), and so the best trivial answer.
     """
-    first = encode_frames or 1
+    first = _encoded(encode_frames)
     return _l1(parse_frames(x, encoded=first).x[:, first - 1][None], x, first)
 
 
 def black(x: Tensor, *, encode_frames: int | None = None) -> Tensor:
     """Error (T, B) of answering with a black image; (T+1−m, B) of frames m..T with `encode_frames=m`."""
-    first = encode_frames or 1
+    first = _encoded(encode_frames)
     return _l1(torch.zeros_like(parse_frames(x, encoded=first).x[:, 0])[None], x, first)
 
 
@@ -76,6 +81,7 @@ def no_flow(vae: FlowVAE, x: Tensor) -> Tensor:
 
     With `encode_frames=m` for frames m..T, (T+1−m, B); the state is that of the first frame then too.
     """
+    _check_vae(vae)
     first = vae.encode_frames or 1
     still = vae.decode(vae.encode(vae.encoder_input(parse_frames(x, encoded=first).x)))
     return _l1(still[None], x, first)
@@ -90,6 +96,7 @@ def baselines(vae: FlowVAE, x: Tensor, k: SelectionLike = None, t: TimesLike | N
         >>> sorted(baselines(vae, torch.rand(2, 3, 3, 28, 28)))
         ['black', 'copy_input', 'no_flow']
     """
+    _check_vae(vae)
     m = vae.encode_frames
     return {
         "copy_input": copy_input(x, encode_frames=m),
@@ -120,7 +127,8 @@ def log_likelihood(
         x: frames (B, …), or sequences (B, T+1, …): the decoder knows how many dimensions a frame has. With
             `encode_frames` sequences only.
         k: a selection of flows; None with K > 1 averages over them: logsumexp over k of what each gives + log p(k),
-            the model's `flow_prior`.
+            the model's `flow_prior`. For `inference="sparse"` weights are importance samples too, w ~ q(w|x), and
+            log p(w) − log q(w|x) is added.
         t: times of the frames, (T+1,) or (B, T+1); 0..T by default.
         num_samples: importance samples n.
         mask: which frames are there, booleans (B, T+1), for sequences; the others are not asked for. None for all.
@@ -133,6 +141,7 @@ def log_likelihood(
     References:
         Burda, Grosse, Salakhutdinov: Importance weighted autoencoders, 2015, arXiv:1509.00519.
     """
+    _check_vae(vae)
     num_samples = positive_int("num_samples", num_samples)
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(
@@ -150,6 +159,8 @@ def log_likelihood(
         raise ArgumentTypeError("mask: expected booleans, got numbers; log p(x) counts every frame that is there once")
     if not len(x):
         return zero_states(vae, 1).new_zeros(0)
+    if k is None and vae.inference == "sparse":
+        return _importance_weighted(vae, frames, vae.flow_weights(frames), num_samples, context)
     if k is None and vae.flow.num_flows > 1:
         flows = range(vae.flow.num_flows)
         each = [_importance_weighted(vae, frames, i, num_samples, context) for i in flows]
@@ -174,20 +185,25 @@ def log_likelihood_bound(vae: FlowVAE, num_frames: int = 1) -> float:
         >>> round(log_likelihood_bound(vae), 1)
         -2161.3
     """
+    _check_vae(vae)
     log_scale = getattr(vae.decoder, "log_scale", None)
     if not isinstance(log_scale, Tensor) or log_scale.numel() != 1:
         return math.inf
-    pixels = num_frames * vae.decode(zero_states(vae, 1))[0].numel()
+    pixels = positive_int("num_frames", num_frames) * vae.decode(zero_states(vae, 1))[0].numel()
     return -pixels * (float(log_scale) + 0.5 * math.log(2 * math.pi))
 
 
 def _importance_weighted(
-    vae: FlowVAE, frames: Frames, k: SelectionLike, num_samples: int, context: Tensor | None
+    vae: FlowVAE, frames: Frames, k: SelectionLike | FlowWeights, num_samples: int, context: Tensor | None
 ) -> Tensor:
-    """The estimate of `log_likelihood` for sequences under given flows, (B,)."""
+    """The estimate of `log_likelihood` for sequences under given flows, or weights to draw, (B,)."""
     posterior, batch = vae.posterior(vae.encoder_input(frames.x)), len(frames.x)
     x, times, there = rearrange(frames.x, "b t ... -> t b ..."), frames.times, frames.weight
-    selection = parse_selection(k, batch=batch, num_flows=vae.flow.num_flows, like=posterior.mean)
+    given = (
+        k
+        if isinstance(k, FlowWeights)
+        else parse_selection(k, batch=batch, num_flows=vae.flow.num_flows, like=posterior.mean)
+    )
     at_once = min(num_samples, max(1, ROWS // batch))
     weights = []
     for done in range(0, num_samples, at_once):
@@ -196,11 +212,12 @@ def _importance_weighted(
         log_p0 = -0.5 * (z0.square() + math.log(2 * math.pi)).sum(-1)
         log_q0 = sum_rest(posterior.log_prob(z0), 2)
         tiled = None if context is None else repeat(context, "b ... -> (n b) ...", n=n)
-        states = vae.flow.trajectory(rearrange(z0, "n b d -> (n b) d"), selection.tile(n), times.tile(n), tiled)
+        chosen, log_ratio = given.importance(n) if isinstance(given, FlowWeights) else (given.tile(n), 0.0)
+        states = vae.flow.trajectory(rearrange(z0, "n b d -> (n b) d"), chosen, times.tile(n), tiled)
         z = rearrange(states, "t (n b) d -> t n b d", n=n)
         log_x = vae.log_prob_frames(repeat(x, "t b ... -> t n b ...", n=n), z)
         log_x = (log_x if there is None else log_x.where(there[:, None], 0)).sum(0)
-        weights.append(log_x + log_p0 - log_q0)
+        weights.append(log_x + log_p0 - log_q0 + log_ratio)
     return torch.cat(weights).logsumexp(0) - math.log(num_samples)
 
 
@@ -210,6 +227,7 @@ def reconstruction_l1(vae: FlowVAE, x: Tensor) -> Tensor:
 
     With `encode_frames=m` of x (B, m, …), at the first of the m frames.
     """
+    _check_vae(vae)
     made = vae.decode(vae.encode(x))
     return _distance(made, x if vae.encode_frames is None else x[:, 0], lead=1)
 
@@ -243,6 +261,7 @@ def not_gradient(
         >>> bool((not_gradient(PotentialFlow(None, solenoidal=SkewLinear(4)), z) > 0.999).all())
         True
     """
+    instance("flow", flow, PotentialFlow, "a cflow.PotentialFlow")
     with full_precision(z.device.type if isinstance(z, Tensor) else "cpu"), recorded():
         z = ordinary(z.detach()).requires_grad_() if isinstance(z, Tensor) and z.is_floating_point() else z
         v = flow.velocity(z, k, t, context)
@@ -280,6 +299,7 @@ def parts_along_paths(
         >>> {name: tuple(x.shape) for name, x in parts_along_paths(vae, torch.rand(2, 3, 3, 28, 28), 0).items()}
         {'not_gradient': (3, 2), 'mean_square/gradient': (3, 2), 'mean_square/solenoidal': (3, 2)}
     """
+    _check_vae(vae)
     times = parse_frames(x, t, encoded=vae.encode_frames or 1).times
     flow, path = vae.flow, vae.flow.trajectory(vae.encode(vae.encoder_input(x)), k, times)
     points = list(zip(path, times.values, strict=True))
@@ -318,6 +338,52 @@ def flow_accuracy(q: Tensor, k: Tensor) -> tuple[float, Tensor]:
     return int(counts[flows, transformations].sum()) / len(k), torch.from_numpy(transformations).long()
 
 
+def matching_accuracy(on: Tensor, true: Tensor) -> tuple[float, Tensor]:
+    """How often a flow is on exactly where its transformation is, up to the order of the flows, which is arbitrary.
+
+    Arguments:
+        on: which flows are on, booleans (…, K), such as ``vae.flow_posterior(x).probs > 0.5``.
+        true: which transformations are, booleans (…, M), of M ≤ K.
+
+    Returns:
+        The accuracy in [0, 1], averaged over everything, under the best assignment of a flow to each transformation,
+        found by the Hungarian method (Kuhn, 1955), and that assignment, integers (M,): assignment[transformation] =
+        flow. The other K − M flows do not count. To answer "off" always scores the part of intervals in which
+        transformations are off.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: shapes that do not go together, no booleans, or fewer flows than
+            transformations.
+
+    Example:
+        >>> true = torch.tensor([[True, False], [True, True], [False, True]])
+        >>> on = torch.tensor([[False, False, True], [True, False, True], [True, False, False]])
+        >>> matching_accuracy(on, true)
+        (1.0, tensor([2, 0]))
+    """
+    from scipy.optimize import linear_sum_assignment  # a tenth of a second that only this needs
+
+    for name, x in (("on", on), ("true", true)):
+        if not isinstance(x, Tensor) or x.dtype != torch.bool:
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ArgumentTypeError(f"{name}: expected booleans, got {got}; such as probabilities > 0.5")
+    if (
+        not on.ndim
+        or not true.ndim
+        or on.shape[:-1] != true.shape[:-1]
+        or on.shape[-1] < true.shape[-1]
+        or not on.numel()
+    ):
+        raise ArgumentError(
+            f"on, true: expected (…, K) and (…, M) with M ≤ K of at least one interval, got {tuple(on.shape)} and "
+            f"{tuple(true.shape)}"
+        )
+    flows, truth = (x.detach().cpu().flatten(0, -2).double() for x in (on, true))
+    agreement = (truth.mT @ flows + (1 - truth).mT @ (1 - flows)) / len(flows)  # (M, K)
+    transformations, assignment = linear_sum_assignment(agreement.numpy(), maximize=True)
+    return float(agreement[transformations, assignment].mean()), torch.from_numpy(assignment).long()
+
+
 def expected_calibration_error(q: Tensor, k: Tensor, *, bins: int = 15) -> float:
     r"""How far the confidence in the most probable flow is from how often it is right, in [0, 1].
 
@@ -348,6 +414,15 @@ def expected_calibration_error(q: Tensor, k: Tensor, *, bins: int = 15) -> float
     return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, place, surplus).abs().sum()) / len(k)
 
 
+def _encoded(frames: int | None) -> int:
+    """How many frames a trivial answer has seen."""
+    return 1 if frames is None else positive_int("encode_frames", frames)
+
+
+def _check_vae(vae: FlowVAE) -> None:
+    instance("vae", vae, FlowVAE, "a cflow.FlowVAE")
+
+
 def _checked_flows(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (N, K) and integers (N,) on the CPU."""
     for name, x, is_float in (("q", q, True), ("k", k, False)):
@@ -362,6 +437,8 @@ def _checked_flows(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         )
     if int(k.min()) < 0 or int(k.max()) >= q.shape[1]:
         raise ArgumentError(f"k: expected transformations 0 to {q.shape[1] - 1}, got {int(k.min())} to {int(k.max())}")
+    if not all_finite(q) or bool((q < 0).any()) or bool((q.sum(-1) - 1).abs().max() > SLACK):
+        raise ArgumentError("q: expected probabilities (N, K), whose rows are not negative and sum to 1")
     return q.detach().cpu(), k.cpu().long()
 
 

@@ -42,6 +42,8 @@ from .objectives import (
 )
 from .priors import DiffusionPrior
 from .selection import SelectionLike
+from .sparse import FlowWeights, FlowWeightsKL, as_weight_prior, draw_from_prior, weight_prior
+from .spike_slab import SpikeSlab
 from .times import TimesLike
 
 
@@ -73,7 +75,13 @@ class FlowVAE(Pretrained):
             Gumbel-softmax in training; in evaluation the exact mean over q(k|x). "marginal": the bound is
             E log Σ_k p(k) Π_t p(x_t|z_t, k) − KL(q(z_0|x_0) ‖ p(z_0)), towards whose responsibilities q(k|x) is
             trained, see `elbo`. It takes K solves and decoders; `temperature` keeps all flows in use.
-        flow_prior: p(k), (K,); uniform by default.
+            "sparse": several flows at once, which change from frame to frame. The flow_posterior returns a `SpikeSlab`
+            q(w|x) of batch shape (B, S, K) for the weights in the S = T intervals between frames, or (B, K) for weights
+            that do not change; the bound is E log p(x|z_0, w) − KL(q(w|x) ‖ p(w)) − KL(q(z_0|x_0) ‖ p(z_0)), from one
+            draw of w, which takes one solve. `temperature` keeps flows from
+            sharing what is one transformation's.
+        flow_prior: p(k), (K,), uniform by default. For "sparse" p(w), a `SpikeSlab` of batch shape (K,); by default
+            spikes of probability 1/K, and a standard normal slab.
         responsibility_frames: the frames that responsibilities are made of where a mask of numbers weights them.
             "all": the expected gradient is that of the marginal. "decoded": those of non-zero weight, each once, which
             costs less, and is softer: the gradient is then that of another bound, equal where the flows are told apart.
@@ -81,10 +89,12 @@ class FlowVAE(Pretrained):
             first; `encode` and `traverse` take them likewise. None: it sees the first frame, (B, …).
 
     Attributes:
-        temperature: in training, of the straight-through draw of "gumbel", where 1 falls to some 0.3; and of the
+        temperature: in training, of the straight-through draw of "gumbel", where 1 falls to some 0.3; of the
             responsibilities of "marginal", p(k) p(x|z_0, k)^(1/temperature), where some 1000 falls to 1 in the first
-            half of the training: log-likelihoods of images are sharp enough for the first flow that is a little better
-            to take everything (deterministic annealing: Ueda, Nakano, 1998). 1 to begin with; the bound holds at any.
+            half of the training; and of "sparse", whose loss weights KL(q(w|x) ‖ p(w)) by it, where some 30 falls to 1.
+            Log-likelihoods of images are sharp enough for the first flow that is a little better to take everything,
+            and for any mixture of flows to do that tells speeds apart (deterministic annealing: Ueda, Nakano, 1998). 1
+            to begin with; the bound holds at any.
 
     Raises:
         ArgumentError: a weight without its module, negative weights, a prior or pde of another flow, an inference
@@ -119,7 +129,7 @@ class FlowVAE(Pretrained):
         pde_weight: float = 0.0,
         flow_posterior: nn.Module | None = None,
         inference: Inference | None = None,
-        flow_prior: Tensor | Sequence[float] | None = None,
+        flow_prior: Tensor | Sequence[float] | SpikeSlab | None = None,
         responsibility_frames: ResponsibilityFrames = "all",
         encode_frames: int | None = None,
     ) -> None:
@@ -148,7 +158,8 @@ class FlowVAE(Pretrained):
         self.responsibility_frames = responsibility_frames
         num_flows = flow.declared("num_flows")
         self.flow_prior: Tensor | None
-        self.register_buffer("flow_prior", None if flow_prior is None else as_flow_prior(flow_prior, num_flows))
+        as_prior = as_weight_prior if self.inference == "sparse" else as_flow_prior
+        self.register_buffer("flow_prior", None if flow_prior is None else as_prior(flow_prior, num_flows))
         self.kl_weight, self.path_kl_weight, self.pde_weight = kl_weight, path_kl_weight, pde_weight
         self.encode_frames = None if encode_frames is None else positive_int("encode_frames", encode_frames)
         self.temperature = 1.0  # of a latent k, see the class; anneal it while training
@@ -225,6 +236,15 @@ class FlowVAE(Pretrained):
         terms = [term for term in self.terms() if term.counts]
         for term in terms:
             term.check()
+        if latent and self.inference == "sparse":
+            if labels is not None:
+                raise ArgumentError(
+                    "labels: are of sequences that one flow moves, for inference='marginal' or 'gumbel'; where weights "
+                    "are known pass k, such as a Schedule"
+                )
+            weights = self.flow_weights(frames)
+            k, latent = weights.draw(), False
+            terms.append(FlowWeightsKL(self._cooled, weights))
         belief = self._believe(frames, labels) if latent else None
         if belief is not None and (self.inference == "marginal" or not self.training):
             return self._average(frames, belief, terms, context)
@@ -249,13 +269,15 @@ class FlowVAE(Pretrained):
     ) -> Tensor:
         """Probabilities (B, K) of the flows of sequences x (B, T+1, …): q(k|x), or what the model itself says.
 
+        For `inference="sparse"` the expected weights (B, S, K) in the S = T intervals between frames, under q(w|x).
+
         Arguments:
             x, t, mask, context: as in `elbo`; q(k|x) does not see times. Only a boolean mask makes a difference.
             exact: the responsibilities p(k) Π_t p(x_t|z_t, k) / Σ_j …, with z_0 at the mean of q(z_0|x_0), of K solves;
                 a model without a `flow_posterior` has them too.
 
         Raises:
-            ArgumentError: as `elbo`, or there is no q(k|x) and `exact` is not asked for.
+            ArgumentError: as `elbo`, there is no q(k|x) and `exact` is not asked for, or it is, for "sparse".
 
         Example:
             >>> from cflow import nets
@@ -264,6 +286,12 @@ class FlowVAE(Pretrained):
             torch.Size([5, 3])
         """
         frames = parse_frames(x, t, mask, encoded=self.encode_frames or 1, all_count=True)
+        if self.inference == "sparse":
+            if exact:
+                raise ArgumentError(
+                    "exact: sums over K flows, which inference='sparse' mixes in any amounts; leave it out"
+                )
+            return self.flow_weights(frames).mean
         if not exact:
             if self.flow_posterior is None:
                 raise ArgumentError(
@@ -273,6 +301,16 @@ class FlowVAE(Pretrained):
         z = self._flow_all(self.encode(self.encoder_input(x)), frames, [], context)[1]
         log_likelihood = self._reconstruction(frames.once, z).sum(0).mT
         return (self.log_flow_prior(log_likelihood) + log_likelihood).softmax(-1)
+
+    def flow_weights(self, frames: Frames) -> FlowWeights:
+        """q(w|x) and p(w) of frames, for `inference="sparse"`."""
+        q = self._flow_posterior(frames)
+        prior = self.weight_prior(q.loc if isinstance(q, SpikeSlab) else frames.x)
+        return FlowWeights.of(q, prior, frames.times, batch=len(frames.x))
+
+    def weight_prior(self, like: Tensor) -> SpikeSlab:
+        """p(w) of `inference="sparse"`, of batch shape (K,), in the dtype and on the device of another tensor."""
+        return weight_prior(self.flow_prior, self.flow.num_flows, like)
 
     def log_flow_prior(self, like: Tensor) -> Tensor:
         """log p(k), (K,), in the dtype and on the device of another tensor."""
@@ -319,10 +357,15 @@ class FlowVAE(Pretrained):
     def sample(
         self, n: int, k: SelectionLike = None, t: TimesLike | None = None, *, context: Tensor | None = None
     ) -> Tensor:
-        """Images (N, n, *image) at times t, along flows that start from n draws of the prior N(0, I)."""
+        """Images (N, n, *image) at times t, along flows that start from n draws of the prior N(0, I).
+
+        With k=None those of `inference="sparse"` have weights of p(w), drawn anew in each interval between times.
+        """
         if not isinstance(n, numbers.Integral) or n < 0:
             raise ArgumentError(f"n: expected a number of samples ≥ 0, got {n!r}")
         z0 = torch.randn_like(zero_states(self, int(n)))
+        if k is None and self.inference == "sparse":
+            k = draw_from_prior(self.weight_prior(z0), int(n), t)
         return self.decode(self.flow.trajectory(z0, k, t, context))
 
     def log_prob_frames(self, x: Tensor, z: Tensor) -> Tensor:
@@ -453,15 +496,19 @@ class FlowVAE(Pretrained):
 
     def _flow_logits(self, frames: Frames) -> Tensor:
         """Logits (B, K) of q(k|x), checked."""
-        net = cast(nn.Module, self.flow_posterior)
-        wanted = getattr(net, "missing_channel", False)
-        flagged = frames.may_be_missing if wanted == "optional" else wanted
-        logits = net(frames.flagged if flagged else frames.observed)
+        logits = self._flow_posterior(frames)
         shape = (len(frames.x), self.flow.num_flows)
         if not isinstance(logits, Tensor) or logits.shape != shape:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ArgumentError(f"flow_posterior: expected logits (B, K) = {shape}, got {got}")
         return logits
+
+    def _flow_posterior(self, frames: Frames) -> object:
+        """What the flow_posterior makes of the frames that are there."""
+        net = cast(nn.Module, self.flow_posterior)
+        wanted = getattr(net, "missing_channel", False)
+        flagged = frames.may_be_missing if wanted == "optional" else wanted
+        return net(frames.flagged if flagged else frames.observed)
 
 
 def zero_states(vae: FlowVAE, n: int) -> Tensor:

@@ -77,6 +77,8 @@ def trees():
 def test_benchmarks_use_the_public_api_only(trees) -> None:
     seen = set()
     for name, tree in trees.items():
+        if name == "check_cost":  # which takes checks out, and so knows where they are
+            continue
         for module, what in imports(tree):
             if module.split(".")[0] == "cflow":
                 whole = module if what is None or module != "cflow" or what in cflow.__all__ else f"{module}.{what}"
@@ -262,6 +264,7 @@ def document():
     return cost.run([small()], device=CPU, methods=methods, thread_counts=[1], rounds=1, budget=0)
 
 
+@pytest.mark.ci
 def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, monkeypatch) -> None:
     cost = script("solver_cost")
     original, made = cost.measure_size, []
@@ -283,6 +286,7 @@ def test_a_run_that_is_stopped_keeps_what_it_has(tmp_path, monkeypatch) -> None:
     ]
 
 
+@pytest.mark.ci
 def test_solver_cost_document(document) -> None:
     assert document["benchmark"] == "solver_cost"
     assert {"cpu", "torch", "torchdiffeq", "cflow", "device", "date"} <= set(document["machine"])
@@ -310,6 +314,7 @@ def test_solver_cost_document(document) -> None:
     assert all(graph["graph"] is None and set(graph["eager"]) == TIMING for graph in document["graphs"])
 
 
+@pytest.mark.ci
 def test_solver_cost_sweeps(document) -> None:
     points = document["work_precision"]
     assert all(set(p) == {"method", "setting", "nfe", "error", "seconds"} for p in points)
@@ -320,6 +325,7 @@ def test_solver_cost_sweeps(document) -> None:
     assert {(p["method"], p["gradient"]) for p in gradients} >= {("rk4", "direct"), ("dopri5", "adjoint")}
 
 
+@pytest.mark.ci
 def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
     cost, report, precision = script("solver_cost"), script("report"), script("precision")
     cost.show(document)
@@ -350,6 +356,7 @@ def test_compiled_field_is_skipped_with_a_reason_where_there_is_none(monkeypatch
     assert asked == [False]
 
 
+@pytest.mark.ci
 def test_marks(capsys) -> None:
     marks = script("marks")
     found = marks.measure([marks.MAIN], rounds=1, budget=0.1)
@@ -488,6 +495,7 @@ def test_the_gpus_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path) -
 # --- against_peers -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ci
 def test_against_peers_compares_answers_before_it_times(capsys) -> None:
     against = script("against_peers")
     rows, skipped = against.compare(problem_of(small()), "rk4", ["cflow", "torchdiffeq"], rounds=3, budget=0.2)
@@ -515,6 +523,7 @@ def test_where_the_time_of_a_solve_goes() -> None:
     assert found["parts"]["products"] > 0
 
 
+@pytest.mark.ci
 def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
     against, peers = script("against_peers"), script("peers")
 
@@ -541,7 +550,9 @@ def test_a_peer_with_another_answer_is_not_timed(monkeypatch) -> None:
 COMPILED = pytest.param("cflow-compiled", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("library", ["torchdyn", "torchode", "zuko", "diffrax", COMPILED])
+@pytest.mark.parametrize(
+    "library", ["torchdyn", "torchode", "zuko", pytest.param("diffrax", marks=pytest.mark.ci), COMPILED]
+)
 def test_other_libraries_give_the_same_answer(library) -> None:
     if importlib.util.find_spec(library.partition("-")[0]) is None:
         pytest.skip(f"{library} is not installed")
@@ -568,6 +579,7 @@ def test_training_iteration_parts_add_up(capsys) -> None:
     assert "digits, original" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_users_module_is_held_against_the_same_field_by_hand(tmp_path, capsys, monkeypatch) -> None:
     users = script("user_module")
     users.main(["--quick", "--rounds", "1", "--budget", "0", "--json", str(tmp_path / "users.json")])
@@ -616,6 +628,7 @@ def test_compiled_field_times_both_and_compares_them_first(tmp_path, monkeypatch
         field.main([*words, "--json", str(tmp_path / "wrong.json")])
 
 
+@pytest.mark.ci
 def test_the_pendulum_swings_and_its_fields_are_compared(tmp_path, capsys) -> None:
     pendulum = script("pendulum")
     z = pendulum.swings(9, torch.Generator().manual_seed(0))
@@ -697,3 +710,321 @@ def test_choosing_sees_neither_time_that_was_left_out(monkeypatch) -> None:
         left_out = [float(word) for word in row.case.split(", ")]
         assert sorted([*seen[-1], *left_out]) == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert len(seen) == 6 * len(populations.CANDIDATES)
+
+
+# --- populations whose motion is known ------------------------------------------------------------------------
+
+
+def relaxing(truths, **given):
+    """A plane in which members relax at rates 1 and 2, Gaussian for all time."""
+    return truths.Plane(lambda y, t: -y * torch.tensor([1.0, 2.0]).double(), **given)
+
+
+def gaussian_at(t, start, width, sigma):
+    """Mean and variance (2,) of `relaxing` at time t."""
+    rates = torch.tensor([1.0, 2.0]).double()
+    faded = torch.exp(-rates * t)
+    return torch.tensor(start).double() * faded, width**2 * faded**2 + sigma**2 / (2 * rates) * (1 - faded**2)
+
+
+def test_known_populations_go_on_and_print_their_tables(tmp_path, capsys, monkeypatch) -> None:
+    pytest.importorskip("ot")
+    known, kept = script("known_populations"), tmp_path / "table.json"
+    line = [
+        "--quick",
+        "--methods",
+        "recipe",
+        "carried + skew",
+        "free, straight",
+        "told",
+        "linear",
+        "still",
+        "--seeds",
+        "0",
+    ]
+    known.main([*line, "--json", str(kept)])
+    printed = capsys.readouterr().out
+    assert printed.count("double well, D=4, σ=0.5  ") == printed.count("turning, D=2  ") == 3
+    rows = json.loads(kept.read_text(encoding="utf-8"))["rows"]
+    assert [row["method"] for row in rows.values()] == [
+        *("recipe", "free, straight", "linear", "still"),
+        *("recipe", "carried + skew", "free, straight", "told", "still"),
+    ]
+    assert all(row["error"] == 1 and "cosine" not in row for row in rows.values() if row["method"] == "still")
+    monkeypatch.setattr(known, "learned", lambda *_: pytest.fail("a row is computed twice"))
+    known.main([*line, "--json", str(kept)])
+
+
+def test_the_simulated_population_is_the_exact_one() -> None:
+    truths, start, sigma = script("known_truth"), (0.5, -0.3), 0.5
+    plane = relaxing(truths, start=(start,), width=0.4)
+    first, last = truths.Truth(plane, 2, 0.0).draw(50, [0.0, 1.2], seed=0)
+    assert (last - first * torch.exp(-1.2 * torch.tensor([1.0, 2.0]).double())).abs().max() < 1e-4
+    mean, variance = gaussian_at(1.2, start, 0.4, sigma)
+    seen = truths.Truth(plane, 2, sigma).draw(40_000, [1.2], seed=1)[0]
+    assert ((seen.mean(0) - mean).abs() < 4 * (variance / 40_000).sqrt()).all()
+    assert ((seen.var(0) / variance - 1).abs() < 4 * (2 / 40_000) ** 0.5).all()
+
+
+def test_the_density_on_the_grid_is_the_exact_one() -> None:
+    truths, start, sigma = script("known_truth"), (0.5, -0.3), 0.5
+    mean, variance = gaussian_at(0.6, start, 0.4, sigma)
+    y = mean + variance.sqrt() * torch.randn(500, 2, generator=torch.Generator().manual_seed(0)).double()
+    plane, exact = relaxing(truths, start=(start,), width=0.4), (mean - y) / variance
+    error = [
+        float((truths.gradient(truths.Density(plane, sigma, cells).log(0.6), y) - exact).norm() / exact.norm())
+        for cells in (40, 80)
+    ]
+    assert error[1] < 0.01
+    assert 3 < error[0] / error[1] < 5  # of second order
+    # what stands still stays as it is, to rounding
+    resting = truths.Plane(lambda y, t: -y, width=sigma / 2**0.5)
+    before, after = (truths.Density(resting, sigma, 40).log(t).exp() for t in (0.0, 1.0))
+    assert (after - before).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_what_moves_the_density_is_the_drift_less_the_score(copies) -> None:
+    truths, sigma, t = script("known_truth"), 0.5, 0.6
+    plane = relaxing(truths, width=0.4, copies=copies)
+    truth = truths.Truth(plane, 4, sigma, cells=80)
+    z = truth.draw(300, [t], seed=0)[0]
+    _, variance = gaussian_at(t, (0.0, 0.0), 0.4, sigma)
+    rates = torch.tensor([1.0, 2.0]).double()
+    if copies:
+        rates, variance = rates.repeat(2), variance.repeat(2)
+    else:
+        slow = torch.tensor([0.1, 0.3]).double()
+        faded = torch.exp(-2 * slow * t)
+        rates = torch.cat([rates, slow])
+        variance = torch.cat([variance, 0.25 * faded + sigma**2 / (2 * slow) * (1 - faded)])
+    # a Gaussian stays one where v is linear: its variance changes at the rate of 2 · the slope
+    slope = -rates + 0.5 * sigma**2 / variance
+    exact = (z @ truth.basis * slope) @ truth.basis.mT
+    assert (truth.velocity(z, t) - exact).norm() < 0.01 * truth.drift(truth.hidden(z), t).norm()  # v is a difference
+    still = truths.Truth(plane, 4, 0.0)
+    assert torch.allclose(still.velocity(z, t), -(z @ truth.basis * rates) @ truth.basis.mT)
+
+
+def test_gradients_of_known_populations_are_gradients_and_turning_is_not() -> None:
+    truths, known = script("known_truth"), script("known_populations")
+    y = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).double()
+
+    def turn(name):
+        step = torch.eye(2).double() * 1e-5
+        drift = truths.PLANES[name].drift
+        slope = [(drift(y + step[i], 0.7) - drift(y - step[i], 0.7)) / 2e-5 for i in (0, 1)]
+        return (slope[0][:, 1] - slope[1][:, 0]).abs().max()
+
+    assert all(turn(name) < 1e-8 for name in known.GRADIENTS)
+    assert all(abs(turn(name) - 2) < 1e-6 for name, _ in known.TURNING)
+    x = y.clone().requires_grad_()  # the published formula, in halves of its unit
+    published = 0.5 * ((2 * x) ** 4 - 16 * (2 * x) ** 2 + 5 * (2 * x)).sum()
+    expected = -torch.autograd.grad(published, x)[0] / 32
+    assert torch.allclose(truths.PLANES["Styblinski-Tang"].drift(y, 0.0), expected)
+
+
+def test_linear_maps_carry_what_moves_linearly() -> None:
+    known, populations = script("known_populations"), script("populations")
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 3, generator=generator)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    stretched = x @ (turn * torch.tensor([0.5, 1.0, 2.0])) @ turn.mT + torch.tensor([1.0, 0.0, -1.0])
+    velocity = known.linear(cflow.populations.Snapshots([x, stretched], [0.0, 0.5]))
+    arrived = populations.carried(velocity, x, (0.0, 0.5))
+    assert (arrived - stretched).abs().max() < 2e-3  # 1e-4 is added to the variances
+
+
+# --- the leaderboard of latent dynamics -----------------------------------------------------------------------
+
+
+def test_the_linear_map_is_the_matrix_exponential() -> None:
+    flow = script("latent_baselines").LinearMap(3, 2).double()
+    flow.shift.data.normal_()
+    z0, generator = torch.randn(4, 3, dtype=torch.float64), flow.generator.detach()
+
+    def moved(z, w, t):
+        exact = torch.linalg.matrix_exp(t * torch.tensordot(w, generator, 1))
+        return z @ exact[:3, :3].mT + exact[:3, 3]
+
+    w = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    times = torch.tensor([0.5, 1.0, 2.75, 4.5], dtype=torch.float64)
+    for t in (times, times.flip(0)):
+        path = flow.trajectory(z0, w, t)
+        torch.testing.assert_close(path, torch.stack([moved(z0, w, s - t[0]) for s in t]))
+    one = torch.eye(2, dtype=torch.float64)
+    path = flow.trajectory(z0, cflow.Schedule([0.0, 1.5, 4.0], [0, 1]), torch.tensor([0.0, 1.0, 3.0, 4.0]))
+    torch.testing.assert_close(path[2:], torch.stack([moved(moved(z0, one[0], 1.5), one[1], s) for s in (1.5, 2.5)]))
+    k, t = torch.tensor([0, 1, 1, 0]), torch.tensor([[0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 2.0, 0.0]])
+    ends = flow(z0, k, t)
+    expected = [moved(z[None], one[i], s) for z, i, s in zip(z0, k, t[1].double(), strict=True)]
+    torch.testing.assert_close(ends, torch.cat(expected))
+    rate = (flow(z0, 1, t=(0.0, 1e-6)) - z0) / 1e-6
+    torch.testing.assert_close(rate, flow.velocity(z0, 1), rtol=0, atol=1e-4)
+
+
+def test_a_velocity_network_is_solved_for_every_row() -> None:
+    flow = script("latent_baselines").VelocityNetwork(3, 2, hidden=8, step_size=0.05).double()
+    z0, k = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    t = torch.tensor([[0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.5, 3.0], [4.0, 2.0, 1.0, 3.5]])
+    path = flow.trajectory(z0, k, t)
+    for row, (flow_of, times) in enumerate(zip(k, t.mT.double(), strict=True)):
+        keep = [0, *(i for i in (1, 2) if times[i] > times[i - 1])]
+        exact = torchdiffeq.odeint(
+            lambda _, z, i=flow_of: flow.velocity(z[None], i)[0], z0[row], times[keep], rtol=1e-9, atol=1e-9
+        )
+        torch.testing.assert_close(path[keep, row], exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(flow.velocity(z0, torch.ones(2)), flow.velocity(z0, 0) + flow.velocity(z0, 1))
+
+
+def test_a_map_is_inferred_from_the_first_two_frames() -> None:
+    flow = script("latent_baselines").InferredMap(12, rows=3, ridge=0.0).double()
+    first, step = torch.randn(5, 3, 4, dtype=torch.float64), 0.3 * torch.randn(5, 3, 3, dtype=torch.float64)
+    path = [first]
+    for _ in range(9):
+        path.append(step @ path[-1])
+    path = torch.stack(path).flatten(2)
+    state = torch.cat([path[0], path[1]], 1)
+    t = torch.tensor([0.0, 1.0, 4.0, 8.0])
+    found = flow.trajectory(state, None, t)
+    torch.testing.assert_close(found, torch.cat([path[t.long()], path[t.long() + 1]], -1))
+
+
+def test_the_kl_to_a_laplace_prior_is_its_integral() -> None:
+    laplace_kl = script("latent_baselines").laplace_kl
+    q = torch.distributions.Normal(torch.tensor([0.3, -2.0]).double(), torch.tensor([0.5, 1.2]).double())
+    before = torch.tensor([0.4, 0.0]).double()
+    z = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
+    p = torch.distributions.Laplace(before, 1 / 3.0)
+    integral = torch.trapezoid(q.log_prob(z).exp() * (q.log_prob(z) - p.log_prob(z)), dx=24 / 200_000, dim=0)
+    torch.testing.assert_close(laplace_kl(q, before, 3.0), integral, rtol=1e-6, atol=0)
+
+
+def test_transport_costs_what_a_half_turn_does() -> None:
+    cost, turn = script("latent_columns").transport_cost, cflow.SkewLinear(dim=2)
+    turn.matrix.data.copy_(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    flow = cflow.PotentialFlow(None, solenoidal=turn)
+    assert cost(flow, torch.randn(9, 2), torch.pi) == pytest.approx((torch.pi / 2) ** 2, rel=1e-3)
+    straight = cflow.PotentialFlow(cflow.QuadraticPotential(torch.zeros(1, 2, 2), torch.ones(1, 2)))
+    assert cost(straight, torch.randn(9, 2), 3.0) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_every_row_of_the_leaderboard_trains_its_dynamics(monkeypatch) -> None:
+    board = script("latent_dynamics")
+    source = cflow.data.Digits().split("train")
+    batch = board.Drawn(source, board.DECODED, 0).__getitems__([(0, thing) for thing in range(4)])
+    for name, row in board.ROWS.items():
+        monkeypatch.setattr(board, "WIDTH", 8)
+        vae = row.make()
+        loss = board.loss_of(row, vae, source, batch)
+        loss.backward()
+        assert loss.isfinite(), name
+        moved = [p.grad for p in vae.flow.parameters() if p.grad is not None]
+        assert bool(moved) == (row.kind == "k"), name  # the others' maps are inferred, or fitted afterwards
+        assert all(grad.isfinite().all() for grad in moved), name
+
+
+def test_the_leaderboard_goes_on_and_prints_its_table(tmp_path, capsys, monkeypatch) -> None:
+    pytest.importorskip("matplotlib")
+    board, kept = script("latent_dynamics"), tmp_path / "board.json"
+    line = ["--quick", "--json", str(kept), "--weights", str(tmp_path), "--rows", "map inferred", "Euler"]
+    board.main([*line, "--list"])
+    assert "the trials of 2 rows" in capsys.readouterr().out
+    board.main(line)
+    printed = capsys.readouterr().out.splitlines()
+    (inferred,) = (row.split() for row in printed if row.startswith("map inferred  "))
+    assert inferred.count("–") == 8  # of eight columns, the density and the time two are there
+    assert (tmp_path / "board.png").stat().st_size > 10_000
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    row = document["rows"]["Euler/1/0"]
+    assert row["seconds"] > 0
+    assert set(document["trials"]["Euler"]) == {str(rate) for rate in board.RATES}
+    assert row["rate"] == min(board.RATES, key=lambda rate: document["trials"]["Euler"][str(rate)]["error"])
+    monkeypatch.setattr(board, "train", lambda *_, **__: pytest.fail("a row is trained twice"))
+    board.main(line)
+    board.main([*line, "--again"])  # the columns alone, from the weights
+    again = json.loads(kept.read_text(encoding="utf-8"))["rows"]["Euler/1/0"]
+    assert again["numbers"] == pytest.approx(row["numbers"])
+    capsys.readouterr()
+    board.main([*line, "--list"])
+    assert "to do: 0.00 CPU hours" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="other settings"):
+        board.main([*line[1:], "--steps", "7"])
+
+
+# --- what lasts, and what checks cost ------------------------------------------------------------------------
+
+
+def test_checks_are_found_taken_out_and_put_back() -> None:
+    cost, problem = script("check_cost"), problem_of(small())
+    flow = cflow.PotentialFlow(problem.net, solver="dopri5")
+    bad = problem.z0 * float("nan")
+    with cost.unchecked(), torch.no_grad():
+        assert flow.velocity(bad, problem.w, 0.0).isnan().all()
+        assert flow(problem.z0, problem.w, (1.0, 1.0)).equal(problem.z0)
+        for module, path, other in cost.CHECKS:
+            owner = importlib.import_module(f"cflow.{module}")
+            for part in path.split("."):
+                owner = getattr(owner, part)
+            assert owner is other
+    with pytest.raises(cflow.IntegrationError, match="z0"):
+        flow(bad, problem.w, (0.0, 1.0))
+    with pytest.raises(cflow.ArgumentError, match="turn back"):
+        flow(problem.z0, problem.w, (0.0, 1.0, 0.5))
+
+
+@pytest.mark.ci
+def test_the_cost_of_checks(tmp_path) -> None:
+    cost = script("check_cost")
+    cost.main(["--size", "3,2,4", "--rounds", "3", "--json", str(tmp_path / "x.json")])
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [(row["potential"], row["call"]) for row in rows] == [
+        (net, call) for net in ("closed form", "user's module") for call in ("inference", "training")
+    ]
+    assert all(row["with"]["median"] > 0 < row["without"]["median"] for row in rows)
+
+
+def test_the_slope_of_a_soak_has_its_confidence() -> None:
+    soak, noise = script("soak"), torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(200):
+        flat = torch.randn(400, generator=noise).tolist()
+        low, found, high = soak.slope([0.002 * i + x for i, x in enumerate(flat)])
+        assert low < found < high
+        inside += low < 2.0 < high
+    assert 180 <= inside < 200  # 95 % of them
+
+
+def test_a_soak_sees_what_grows() -> None:
+    record, kept = script("soak").Record(), []
+    for _ in range(60):
+        record.run(None, lambda: bool(kept.append(torch.ones(1 << 18))))  # a megabyte each
+    low, found, _ = record.row("leak")["memory_kilobytes"]
+    assert low > 0.9e6
+    assert found == pytest.approx(1.05e6, rel=0.05)
+    assert record.row("leak")["failures"] == 0
+
+
+@pytest.mark.ci
+def test_a_soak_of_all_parts(tmp_path, capsys) -> None:
+    counts = ["--solves", "30", "--steps", "25", "--workers", "25", "--threads", "25"]
+    script("soak").main([*counts, "--json", str(tmp_path / "x.json")])
+    rows = {row["part"]: row for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
+    assert {name: row["count"] for name, row in rows.items()} == {
+        "solves": 30,
+        "steps": 25,
+        "workers": 25,
+        "threads": 25,
+    }
+    assert rows["solves"]["failures"] == 5
+    assert "kB a 1,000" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_nothing_grows_over_thousands_of_solves_and_steps(tmp_path) -> None:
+    """In a process of its own, whose memory nobody else uses; an interval wholly above the bound would be growth."""
+    command = [sys.executable, FOLDER / "soak.py", "--json", tmp_path / "x.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    for row in json.loads((tmp_path / "x.json").read_text())["rows"]:
+        assert row["memory_kilobytes"][0] < 1000, row  # a megabyte a thousand
+        assert row["time_percent"][0] < 10, row

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,7 @@ def test_fit_ends_with_the_table_and_where_the_files_are(fitted) -> None:
     assert "Tip" not in fitted[1]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("supported", [True, False])
 def test_bfloat16_only_where_the_processor_has_it(supported, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
@@ -139,6 +141,7 @@ def test_load_needs_no_lightning(fitted) -> None:
     assert done.stdout == "4\n"
 
 
+@pytest.mark.ci
 def test_weights_are_tested_and_drawn_by_name(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--data.test_samples", "30", "--trainer.accelerator", "cpu", "--trainer.devices", "1"]
@@ -187,6 +190,7 @@ def test_weights_score_what_is_stored(name, tmp_path, monkeypatch) -> None:
     assert json.loads(Path("x/metrics.json").read_text()) == pytest.approx(stored, rel=1e-3, abs=1e-3)
 
 
+@pytest.mark.ci
 def test_test_repeats_the_measures_of_the_fit(there, tmp_path, capsys) -> None:
     assert cli.main(["test", "--config", "digits", "--ckpt_path", "last", "--out_dir", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((there / "metrics.json").read_text())
@@ -328,6 +332,7 @@ def test_a_wrong_composition_is_one_line_and_code_2(there, tmp_path, capsys) -> 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 def test_resume_goes_on_with_the_new_learning_rate(there, monkeypatch) -> None:
     from cflow.training.module import FlowVAEModule
 
@@ -397,6 +402,7 @@ def test_a_fit_ends_with_the_test_of_its_best_checkpoint(tmp_path, monkeypatch) 
     assert [path.resolve() for path in tested] == [checkpoints / "best.ckpt"]
 
 
+@pytest.mark.ci
 def test_another_optimizer_cannot_go_on(folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     assert cli.main(["fit", *TINY, "--trainer.max_steps", "1", "--model.optimizer", "adam", "--run_name", "adam"]) == 0
@@ -413,6 +419,7 @@ def test_the_newest_run_has_the_largest_number(tmp_path) -> None:
     assert runs.claim_run(tmp_path, "digits").name == "version_11"
 
 
+@pytest.mark.ci
 def test_a_fit_that_time_ends_says_what_is_missing(folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     assert cli.main(["fit", *TINY, "--trainer.max_time", "00:00:00:01", "--run_name", "timed"]) == 0
@@ -441,6 +448,7 @@ def test_print_config_help_and_version(capsys) -> None:
         cli.main(["--print_config"])
 
 
+@pytest.mark.ci
 def test_a_printed_configuration_makes_a_run_of_its_own_name(folder, monkeypatch, capsys) -> None:
     monkeypatch.chdir(folder)
     with pytest.raises(SystemExit, match="0"):
@@ -488,7 +496,12 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--model.num_flows", "2", "--trainer.max_steps", "1"], "set model.num_flows=3"),
         (["fit", "--model.frames_per_step", "10"], "more than data.num_frames=9"),
         (["fit", "--trainer.accelerator", "abacus"], "abacus"),
+        (["fit", "--trainer.accelerator", "tpu"], "--trainer: "),
         (["fit", "--trainer.max_time", "soon"], "DD:HH:MM:SS"),
+        (["fit", "--seed_everything", "-5"], "--seed_everything=-5: expected 0 to 4294967295"),
+        (["fit", "--run_name", "../elsewhere"], "--run_name='../elsewhere': expected the name of a folder"),
+        (["fit", "--run_name", "\ud800"], "expected the name of a folder"),
+        (["fit", "--model.width", str(10**15)], "nothing can be made of these options: "),
         (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected one of digits, mnist"),
         (["fit", "--model.schedule", "linear"], "--model.schedule: expected 'cosine' or 'constant', got linear"),
         (["fit", "--model.network", "resnet"], "--model.network: expected 'mlp', 'conv' or 'paper', got resnet"),
@@ -524,6 +537,14 @@ def test_wrong_arguments_give_one_line_and_code_2(tmp_path, monkeypatch, capsys,
         ("model:\n  lr: 1\n width: 2\n", "line 3: no valid YAML"),
         ("- model\n", "expected options such as"),
         ("model: 3\n", "unknown option model."),
+        ("model: &a {b: *a}\n", "Does an alias (*name) repeat itself?"),
+        ("model: {lr: &a [1, *a]}\n", "Does an alias (*name) repeat itself?"),
+        (f"model: {{lr: {'[' * 3000}{']' * 3000}}}\n", "nested too deeply"),
+        (
+            "a: &a [0,0,0,0,0,0]\n"
+            + "".join(f"{y}: &{y} [*{x},*{x},*{x},*{x},*{x},*{x}]\n" for x, y in pairwise("abcdefg")),
+            "more than 10,000 values",
+        ),
     ],
 )
 def test_a_wrong_configuration_file_is_named(tmp_path, monkeypatch, capsys, text, message) -> None:
@@ -615,7 +636,9 @@ def test_interrupt_leaves_a_checkpoint_and_code_130(tmp_path) -> None:
 def test_presets_have_the_papers_frames_and_the_fixed_names() -> None:
     frames = {"digits": 9, "mnist": 9, "shapes3d": 8, "falcor3d": 5, "isaac3d": 4}
     names = {f"{name}{more}" for name in frames for more in ("", "_weak", "_paper")} - {"digits_paper"}
-    assert presets.preset_names() == sorted([*names, "folder", "mnist_best", "population"])
+    assert presets.preset_names() == sorted(
+        [*names, "digits_sparse", "mnist_sparse", "folder", "mnist_best", "population"]
+    )
     for name in sorted([*names, "folder", "mnist_best"]):
         preset: dict[str, dict[str, object]] = {}
         for path in presets.layers(name):

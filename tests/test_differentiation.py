@@ -229,7 +229,7 @@ def test_many_backward_passes_count_their_steps_apart():
 
 def test_a_blow_up_is_located_whatever_max_steps_leaves():
     flow = PotentialFlow(Cubic(), solver=Solver("rk4", step_size=0.1, max_steps=100))
-    with pytest.raises(cflow.IntegrationError, match="NaN or infinite"):
+    with pytest.raises(cflow.IntegrationError, match="the velocity is not finite there"):
         flow(torch.full((2, 3), 2.0), None, (0.0, 6.0))
 
 

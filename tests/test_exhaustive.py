@@ -51,7 +51,7 @@ FORMS = ["weights", "weights of rows", "schedule", "schedule of rows, segment cl
 QUICK = dict(zip(SYSTEMS, itertools.cycle(FORMS)))
 
 
-@pytest.mark.parametrize("mode", ["adjoint", "direct"])
+@pytest.mark.parametrize("mode", [pytest.param("adjoint", marks=pytest.mark.ci), "direct"])
 @pytest.mark.parametrize(
     ("make", "form"),
     [

@@ -400,7 +400,9 @@ TINY = [
 @pytest.mark.parametrize(
     "supervision", ["", *(pytest.param(name, marks=pytest.mark.slow) for name in ("_weak", "_paper"))]
 )
-@pytest.mark.parametrize("kind", ["shapes3d", "falcor3d", "isaac3d"])
+@pytest.mark.parametrize(
+    "kind", ["shapes3d", *(pytest.param(kind, marks=pytest.mark.ci) for kind in ("falcor3d", "isaac3d"))]
+)
 def test_presets_train_from_their_command(kind, supervision, small, tmp_path, monkeypatch) -> None:
     cli = pytest.importorskip("cflow.training.cli")
     monkeypatch.chdir(tmp_path)
@@ -416,6 +418,7 @@ def test_presets_train_from_their_command(kind, supervision, small, tmp_path, mo
     assert (run / "traversals.png").is_file()
 
 
+@pytest.mark.ci
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_of_chosen_factors_is_tested_and_goes_on_with_them(small, tmp_path, monkeypatch, capsys) -> None:
     cli = pytest.importorskip("cflow.training.cli")

@@ -129,7 +129,7 @@ def test_every_kind_of_file_is_read(kind, tmp_path) -> None:
     assert torch.equal(whole(SequenceFolder(tmp_path / "all").split("val"))[0], whole(folder.split("val"))[0])
 
 
-@pytest.mark.parametrize("kind", ["png", "gif", "npz"])
+@pytest.mark.parametrize("kind", ["png", *(pytest.param(kind, marks=pytest.mark.ci) for kind in ("gif", "npz"))])
 def test_a_folder_trains_at_the_first_try(kind, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "mine", kind)
@@ -271,6 +271,7 @@ def test_sequences_without_labels_are_weakly_supervised(tmp_path, monkeypatch, c
     assert Path("runs/weak/version_0/composition.png").is_file()
 
 
+@pytest.mark.ci
 def test_pictures_show_what_is_known(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["fit", "--config", "folder", "--data.root", str(write(tmp_path / "mine")), *TINY]) == 0
@@ -532,6 +533,7 @@ MINE = {"darker": shifted}
 """
 
 
+@pytest.mark.ci
 def test_stills_of_ones_own_train(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     stills(tmp_path / "mine")

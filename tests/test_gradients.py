@@ -147,7 +147,7 @@ def test_density_with_a_time_dependent_laplacian(mode):
     assert_same_gradients(path.log_density_change, exact, [t])
 
 
-@MODES
+@pytest.mark.parametrize("mode", [pytest.param("adjoint", marks=pytest.mark.ci), "direct"])
 @pytest.mark.parametrize("make", [lambda: cflow.MLPPotential(2, 2), lambda: cflow.RidgePotential(2, 2, hidden=4)])
 def test_gradcheck(mode, make):
     flow = PotentialFlow(make(), solver=tight(mode))

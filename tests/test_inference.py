@@ -504,7 +504,7 @@ def again(vae, **kwargs):
 
 
 BAD = {
-    "inference: expected 'marginal' or 'gumbel', got 'exact'": lambda v, x: model("exact"),
+    "inference: expected 'marginal', 'gumbel' or 'sparse', got 'exact'": lambda v, x: model("exact"),
     r"inference: 'marginal' needs a q\(k\|x\)": lambda v, x: again(v, inference="marginal"),
     r"inference: 'gumbel' needs a q\(k\|x\)": lambda v, x: again(v, inference="gumbel"),
     "responsibility_frames: expected 'all' or 'decoded', got 'some'": lambda v, x: model(responsibility_frames="some"),

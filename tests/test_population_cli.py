@@ -80,6 +80,7 @@ def test_the_flow_of_a_run_is_in_the_units_of_the_data(fitted):
     assert wasserstein(moved, snapshots.x[2]) < metrics["wasserstein/10"] * 1.5
 
 
+@pytest.mark.ci
 def test_a_test_repeats_the_measures_and_a_fit_goes_on(fitted, monkeypatch, capsys):
     run, _ = fitted
     monkeypatch.chdir(run.parents[2])

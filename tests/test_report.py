@@ -67,6 +67,7 @@ def subject(data: SequenceDataModule | None = None, **model) -> Subject:
     return Subject(FlowVAEModule(**settings), data, torch.device("cpu"))
 
 
+@pytest.mark.ci
 def test_a_fit_ends_with_a_report(run):
     report = run / "report.html"
     assert 1e5 < report.stat().st_size < 5e6

@@ -71,7 +71,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize(
+    "what", [name if name == "a trainer" else pytest.param(name, marks=pytest.mark.ci) for name in HOSTILE]
+)
 def test_a_hostile_configuration_does_nothing(run, what, tmp_path, monkeypatch) -> None:
     content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     stored = content[runs.CONFIG_KEY]
@@ -145,6 +147,7 @@ def test_a_disk_that_became_read_only_is_named_by_the_file(tmp_path, monkeypatch
         files.write(tmp_path / "best.ckpt", b"weights")
 
 
+@pytest.mark.ci
 def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path) -> None:
     words = [sys.executable, "-m", "cflow.training.cli", "fit", *TINY, "--trainer.max_steps", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -159,7 +162,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path) -> None:
     assert not list((tmp_path / "runs/digits/version_0/checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("config", ["digits", "mnist"])
+@pytest.mark.parametrize("config", ["digits", pytest.param("mnist", marks=pytest.mark.ci)])
 def test_a_run_that_goes_on_is_the_one_that_never_stopped(config, tmp_path, monkeypatch) -> None:
     """40 steps are 20 and 20 more, bit for bit."""
     monkeypatch.chdir(tmp_path)

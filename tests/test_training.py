@@ -232,6 +232,7 @@ def test_a_long_test_says_how_far_it_is(tmp_path, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out.splitlines() == [f"testing, batch {n} of 3" for n in (1, 2, 3)]
 
 
+@pytest.mark.ci
 def test_bars_need_a_terminal_with_rows_and_columns() -> None:
     """The same process on terminals of several sizes: what it writes to is what counts."""
     clean = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
@@ -264,7 +265,7 @@ class Stopped(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.ci)])
 def test_a_fit_that_goes_on_is_the_one_that_was_never_interrupted(tmp_path, num_workers) -> None:
     """Bit for bit, with a rate that falls to the end, noise in the model, and a validation only one of the two has."""
     settings = {"max_steps": 24, "limit_val_batches": 1, "check_val_every_n_epoch": None}

@@ -139,6 +139,7 @@ def test_what_cannot_be_transformed_says_so():
         torch.func.vmap(lambda t: fixed(z, 1, torch.stack([torch.zeros_like(t), t])))(torch.tensor([1.0, 2.0]))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "solver"),
     [

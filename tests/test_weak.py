@@ -254,6 +254,7 @@ def test_a_loaded_model_infers(fitted) -> None:
     torch.testing.assert_close(vae.infer_flow(x).sum(-1), torch.ones(4))
 
 
+@pytest.mark.ci
 def test_test_and_traverse_repeat_the_fit(fitted, tmp_path, capsys) -> None:
     run, _ = fitted
     assert cli.main(["test", "--ckpt_path", str(run), "--out_dir", str(tmp_path)]) == 0
@@ -263,6 +264,7 @@ def test_test_and_traverse_repeat_the_fit(fitted, tmp_path, capsys) -> None:
     assert (tmp_path / "pictures/traversals.png").read_bytes() == (run / "traversals.png").read_bytes()
 
 
+@pytest.mark.ci
 def test_a_run_that_goes_on_is_the_one_that_never_stopped(tmp_path, monkeypatch) -> None:
     """12 steps are 6 and 6 more, bit for bit, where the temperature does not follow the number of steps."""
     monkeypatch.chdir(tmp_path)

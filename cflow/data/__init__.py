@@ -6,6 +6,7 @@ from .factor_sets import DSprites, Falcor3D, Isaac3D, Shapes3D
 from .factors import FactorGrid
 from .folder import SequenceFolder
 from .image_folder import ImageFolder
+from .mixing import constant_speeds, draw_speeds, mixed_sequence
 from .mnist import MNIST
 from .more_transformations import TRANSFORMATIONS, blur, contrast, perspective, shear, translation
 from .named import as_transformations
@@ -31,10 +32,13 @@ __all__ = [
     "as_transformations",
     "blur",
     "compose",
+    "constant_speeds",
     "contrast",
+    "draw_speeds",
     "hue",
     "make_factor_files",
     "make_sequence",
+    "mixed_sequence",
     "perspective",
     "rotation",
     "scaling",

@@ -17,6 +17,7 @@ from .networks import (
     PaperEncoder,
     SequenceEncoder,
 )
+from .pairs import PairEncoder
 
 __all__ = [
     "NETWORKS",
@@ -34,6 +35,7 @@ __all__ = [
     "ModelConfig",
     "NormalDecoder",
     "NormalEncoder",
+    "PairEncoder",
     "PaperDecoder",
     "PaperEncoder",
     "SequenceEncoder",

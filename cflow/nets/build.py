@@ -21,6 +21,7 @@ from ..solve import Solver
 from ..solve.solver import GradientMode
 from ..vae import FlowVAE
 from . import networks as net
+from .pairs import PairEncoder
 
 POTENTIALS = ("mlp", "ridge", "quadratic", "quadratic+ridge", "quadratic+mlp")
 Network = Literal["mlp", "conv", "paper"]
@@ -120,7 +121,7 @@ class ModelConfig:
         pde: equation asked of u, hj: Hamilton-Jacobi.
         pde_weight: weight of its squared residual; 0 leaves it out.
         supervision: full: flows are given; weak: they are inferred from sequences, by a q(k|x).
-        inference: how, under weak supervision; null is marginal.
+        inference: how, under weak supervision; null is marginal. sparse: several at once, that change between frames.
         responsibility_frames: frames that weak supervision tells flows apart by in training, see `FlowVAE`.
         num_frames: frames T+1 of the sequences that q(k|x) sees.
 
@@ -200,7 +201,7 @@ class ModelConfig:
             kl_weight=self.kl_weight,
             path_kl_weight=self.path_kl_weight,
             pde_weight=self.pde_weight,
-            flow_posterior=_sequence_encoder(self) if self.weak else None,
+            flow_posterior=_flow_posterior(self) if self.weak else None,
             inference=(self.inference or "marginal") if self.weak else None,
             responsibility_frames=self.responsibility_frames,
         )
@@ -246,7 +247,9 @@ def _networks(config: ModelConfig) -> tuple[net.Encoder, net.Decoder]:
     raise ArgumentError(f"network: expected one of {', '.join(NETWORKS)}, got {config.network!r}")
 
 
-def _sequence_encoder(config: ModelConfig) -> net.SequenceEncoder:
+def _flow_posterior(config: ModelConfig) -> net.SequenceEncoder | PairEncoder:
+    if config.inference == "sparse":
+        return PairEncoder(net.checked_shape(config.image_shape), config.num_flows, max(config.width * 3 // 16, 1))
     sizes = net.checked_shape(config.image_shape), config.num_frames, config.num_flows
     if config.network == "paper":
         return net.ConvSequenceEncoder(*sizes)

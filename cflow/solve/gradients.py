@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from .segments import Segment
 from .state import State
 from .steps import Step
 from .tableau import tableau
+
+WAY_BACK = 0.01  # of the length of z0, by which the adjoint's backward solve may miss it
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,6 @@ class ContinuousAdjoint(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, solve: SegmentSolve, isolated: VelocityField, *inputs: Tensor) -> Tensor:
-        ctx.costs = solve.integrator.costs
         y, start, end, *tensors = (x.detach() for x in inputs)
         shifts = [x.new_zeros(x.shape, dtype=y.dtype, device=y.device) for x in (start, end)]
         ctx.copies = [y, *shifts, *tensors]
@@ -96,6 +98,7 @@ class ContinuousAdjoint(torch.autograd.Function):
             wanted = [x for x in ctx.copies[1:] if x.requires_grad]
             rhs = Recorded(field, clock, solve.state)
             ctx.output = solve.integrator(rhs, y, solve.segment, adjoint_of=wanted)
+        ctx.solve, ctx.rhs = solve, rhs
         ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
         output: Tensor = ctx.output.detach()
         return output
@@ -103,13 +106,36 @@ class ContinuousAdjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
-        ctx.costs.backward_trials = 0
+        ctx.solve.integrator.costs.backward_trials, ctx.rhs.back = 0, True
         wanted = [x for x in ctx.copies if x.requires_grad]
         with _backward(cotangent):
             found = torch.autograd.grad(
                 ctx.output, wanted, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
             )
+            _check_way_back(ctx.solve, ctx.rhs, ctx.copies[0])
         return (None, None, *_once(_in_place_of(ctx.copies, found), inputs))
+
+
+def _check_way_back(solve: SegmentSolve, rhs: Recorded, y: Tensor) -> None:
+    """Warn where the backward solve came back elsewhere than to the state y (R, C) that it set out from.
+
+    The last evaluation of a method that is FSAL, and of SciPy's, lies at the end of its last step.
+    """
+    table = tableau(solve.integrator.solver.method)
+    if rhs.latest is None or solve.integrator.solver.is_fixed or (table is not None and not table.is_fsal):
+        return
+    s, back = rhs.latest
+    start, found = solve.state.z(y.detach()), solve.state.z(back)
+    lengths = start.norm(dim=-1)
+    missed = (found - start).norm(dim=-1) / torch.maximum(lengths, lengths.square().mean().sqrt())
+    at, worst = torch.stack([s.to(missed), missed.amax()]).tolist()  # the one read of the device
+    if at >= -1e-6 * solve.segment.length and not worst <= WAY_BACK:
+        warnings.warn(
+            f"gradient: the continuous adjoint's way back misses z0 by more than {WAY_BACK:.0%} of its length, and its "
+            "gradient is off by about as much: the flow contracts too strongly to be run backwards at these rtol and "
+            "atol. Use Solver('dopri5', gradient='discrete'), or tighter tolerances",
+            stacklevel=2,
+        )
 
 
 class Discrete(torch.autograd.Function):

@@ -103,8 +103,11 @@ class Integrator:
                     out = torchdiffeq.odeint_adjoint(called, y, s, **settings)
         except AssertionError as error:  # torchdiffeq's own guards
             raise function.failure(0.0, y, str(error)) from error
+        except ValueError as error:  # of SciPy's linear algebra, which refuses NaN
+            raise (self._not_finite(function, y) if solver.is_scipy else None) or error from error
         if len(out) < len(s):
-            raise function.failure(0.0, y, "SciPy's solver gave up before the end")
+            found = self._not_finite(function, y)
+            raise found or function.failure(0.0, y, "SciPy's solver gave up before the end")
         landed = function.landed(ordinary(out))
         return landed if adjoint_of is None else out + (landed - out).detach()
 
@@ -137,24 +140,47 @@ class Integrator:
         return Stepper.make(programs, table, rhs.field, rhs.clock, tolerances, rhs.state.samples)
 
     def locate_failure(self, rhs: RightHandSide, y: Tensor, segment: Segment) -> IntegrationError:
-        """Run a segment that ended in NaN or infinity once more, to find out when."""
+        """Run a segment that ended in NaN or infinity once more, to find out when and why."""
         function = replace(self, costs=Costs())._begin(rhs, y, segment, [0.0, *segment.outputs])
-        last = (0.0, y)
+        function.diagnosis = replace(function.diagnosis, costs=self.costs)  # whatever is left of max_steps
+        return self._not_finite(function, y) or function.failure(0.0, y, "the state became NaN or infinite")
 
-        def watch(s: Tensor, y: Tensor, ds: Tensor) -> None:
-            nonlocal last
-            if not bool(torch.isfinite(rhs.state.z(y)).all()):
-                raise _Located
-            last = float(s.detach()), y
+    def _not_finite(self, function: Function, y: Tensor) -> IntegrationError | None:
+        """The error of the velocity that was not finite in a solve from y; None where all were."""
+        again = replace(self, costs=Costs())._begin(function.rhs, y, function.segment, function.outputs)
+        watch = _Watch(again, y)
+        setattr(again, "callback_step", watch.step)  # noqa: B010
+        solver, s = self.solver, torch.tensor(again.outputs, dtype=torch.float64, device=y.device)
+        settings = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
+        expected = _Located, Missed, AssertionError, IntegrationError, ValueError
+        with torch.no_grad(), contextlib.suppress(*expected):
+            torchdiffeq.odeint(watch if solver.is_scipy else again, y, s, options=again.options(s), **settings)
+        return function.diagnosis.not_finite(*watch.last, again.table)
 
-        setattr(function, "callback_step", watch)  # noqa: B010
-        solver, s = self.solver, torch.tensor(function.outputs, dtype=torch.float64, device=y.device)
-        if not solver.is_scipy:
-            settings = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol}
-            with torch.no_grad(), contextlib.suppress(_Located, Missed, AssertionError):
-                torchdiffeq.odeint(function, y, s, options=function.options(s), **settings)
-        function.costs = self.costs
-        return function.failure(*last, "the state became NaN or infinite")
+
+class _Watch:
+    """Looks for where a solve stops being finite.
+
+    Attributes:
+        last: the last step from a finite state, as (start, size, state); of SciPy's methods, some of which try again
+            with a smaller step, the last evaluation at a finite state whose velocity is not, of size 0.
+    """
+
+    def __init__(self, function: Function, y: Tensor) -> None:
+        self.function, self.last = function, (0.0, 0.0, y)
+
+    def step(self, s: Tensor, y: Tensor, ds: Tensor) -> None:
+        """Before each step."""
+        if not bool(torch.isfinite(self.function.rhs.state.z(y)).all()):
+            raise _Located
+        self.last = float(s.detach()), float(ds.detach()), y
+
+    def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        """An evaluation by SciPy."""
+        out = self.function(s, y)
+        if bool(y.isfinite().all()) and not bool(out.isfinite().all()):
+            self.last = float(s), 0.0, y.clone()
+        return out
 
 
 class _Located(Exception):

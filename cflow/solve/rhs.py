@@ -92,7 +92,10 @@ class RightHandSide(ABC):
 
     Attributes:
         field, clock, state: what it is made of.
+        back: whether the continuous adjoint runs it backwards by now.
     """
+
+    back = False
 
     def __init__(self, field: VelocityField, clock: Clock, state: State) -> None:
         self.field, self.clock, self.state, self.rate = field, clock, state, clock.rate
@@ -140,16 +143,22 @@ class WithDivergence(RightHandSide):
 
 
 class Recorded(RightHandSide):
-    """For torchdiffeq's adjoint, which differentiates every evaluation by itself and wants a graph to y of each."""
+    """For torchdiffeq's adjoint, which differentiates every evaluation by itself and wants a graph to y of each.
+
+    Attributes:
+        latest: the point () of the clock and the state (R, C) of the last evaluation.
+    """
 
     def __init__(self, field: VelocityField, clock: Clock, state: State) -> None:
         super().__init__(field, clock, state)
         self.rhs = right_hand_side(field, clock, state)
+        self.latest: tuple[Tensor, Tensor] | None = None
 
     def plan(self, s: Sequence[float]) -> None:
         """Leave every evaluation to embed its own time."""
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
+        self.latest = s.detach(), y.detach()
         out = self.rhs(s, y)
         return out + 0 * y if torch.is_grad_enabled() and not out.requires_grad else out
 

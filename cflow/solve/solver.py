@@ -38,14 +38,15 @@ class Solver:
         rtol, atol: relative and absolute tolerance of adaptive methods. A step is accepted where its error, in units
             of atol + rtol·|z|, has a root mean square of at most 1 over the batch and of at most 2 in every sample
             (torchdiffeq alone bounds the first, so that one demanding sample among many easy ones may be far off).
-        gradient: "discrete": the exact gradient of the discrete solve, for explicit Runge-Kutta methods: only
-            states are kept, and the accepted steps replayed backwards. "direct": the same gradient by
-            backpropagation through the solver, which keeps every intermediate result and can be differentiated
-            again. "adjoint": torchdiffeq's continuous adjoint, memory independent of the number of steps, exact up
-            to the tolerance. "auto": discrete for explicit Runge-Kutta methods, but direct where a log-density is
-            integrated (twice as fast, at about twelve times the memory: ask for one of the others where that is too
-            much) and for other fixed-step methods, because the adjoint of a coarse fixed-step solve is not its
-            gradient; adjoint for "scipy_solver".
+        gradient: "discrete": the exact gradient of the discrete solve, for explicit Runge-Kutta methods: only states
+            are kept, and the accepted steps replayed backwards. "direct": the same gradient by backpropagation
+            through the solver, which keeps every intermediate result and can be differentiated again. "adjoint":
+            torchdiffeq's continuous adjoint, memory independent of the number of steps, exact up to the tolerance
+            where the flow can be run backwards (a warning says where an adaptive solve's way back misses z0 by more
+            than a hundredth of its length). "auto": discrete for explicit Runge-Kutta methods, but direct where a
+            log-density is integrated (twice as fast, at about twelve times the memory: ask for one of the others
+            where that is too much) and for other fixed-step methods, because the adjoint of a coarse fixed-step solve
+            is not its gradient; adjoint for "scipy_solver".
         max_steps: most steps of one solve, rejected ones included (torchdiffeq alone has no limit). At a hundredth of
             the tolerances an adaptive method of order p takes 100^(1/p) times as many: "adaptive_heun" ten times,
             "dopri5" two and a half times.

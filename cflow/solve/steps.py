@@ -14,14 +14,20 @@ from torch import Tensor
 from ..errors import IntegrationError
 from ..modes import ordinary
 from .costs import Costs
+from .diagnosis import Diagnosis
 from .norms import Norm, adjoint_norm, batch_norm, of_samples
 from .rhs import RightHandSide
 from .scipy_methods import counting_method
 from .segments import Segment
 from .solver import Solver
+from .stall import Stall
 from .tableau import Tableau, tableau
 
 Options = dict[str, Any]
+BACKWARD = (
+    "The adjoint is integrated backwards in time, where a flow that contracts blows up: use "
+    "Solver('dopri5', gradient='discrete'), which needs no way back"
+)
 
 
 @dataclass
@@ -64,6 +70,7 @@ class Function:
     ) -> None:
         self.solver, self.costs, self.rhs, self.segment = solver, costs, rhs, segment
         self.outputs, self.grid = list(outputs), list[float]()
+        self.diagnosis = Diagnosis(solver, costs, rhs, segment)
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
         self.costs.nfe += 1
@@ -93,31 +100,24 @@ class Function:
         """The states (1 + L, R, C) that torchdiffeq returns, as accurate as its steps."""
         return out
 
-    def count_trial(self, s: float, y: Tensor, backward: bool = False) -> None:
+    def count_trial(self, s: float, y: Tensor) -> None:
         """Count a step that is tried from s on the solver's clock; raise where it is one too many."""
-        self.costs.trials += not backward
-        self.costs.backward_trials += backward
-        if (self.costs.backward_trials if backward else self.costs.trials) > self.solver.max_steps:
+        back = self.rhs.back
+        self.costs.trials += not back
+        self.costs.backward_trials += back
+        if (self.costs.backward_trials if back else self.costs.trials) > self.solver.max_steps:
             why = f"more than max_steps={self.solver.max_steps} steps"
             if self.solver.is_low_order:
                 why += ", and a method of higher order such as 'dopri5' needs far fewer"
-            raise self.failure(s, y, why)
+            raise self.too_many(s, y, why)
+
+    def too_many(self, s: float, y: Tensor, why: str) -> IntegrationError:
+        """The error of a solve of more than `max_steps` steps."""
+        return self.failure(s, y, why)
 
     def failure(self, s: float, y: Tensor, why: str) -> IntegrationError:
         """The error of a solve that stopped at s on the solver's clock, in state y."""
-        z, segment, solver = self.rhs.state.z(y.detach()), self.segment, self.solver
-        largest, row = float(z.abs().amax()), int(z.abs().amax(-1).nan_to_num(torch.inf).argmax())
-        offset = (segment.origin - segment.start.detach()).flatten()[0]  # of clock="segment"
-        t = self.rhs.clock.at(s, row) + float(offset)
-        remedy = "a smaller step_size" if solver.is_fixed else "looser rtol and atol, a larger max_steps"
-        return IntegrationError(
-            f"{solver.method} failed at t={t:.6g} with max |z| = {largest:.3g} after {self.costs.nfe} "
-            f"evaluations: {why}. The flow may blow up in finite time or be too stiff; try {remedy}, a shorter "
-            "horizon, or a potential that grows at most quadratically (output_tanh, weight decay)",
-            t=t,
-            max_abs_z=largest,
-            nfe=self.costs.nfe,
-        )
+        return self.diagnosis.error(s, y, why, BACKWARD if self.rhs.back else "")
 
 
 class FixedSteps(Function):
@@ -193,6 +193,7 @@ class AdaptiveSteps(Function):
         """Nothing has been evaluated yet."""
         self.table = cast(Tableau, tableau(self.solver.method))
         self.target, self.latest = 0.0, y
+        self.last, self.stall = (0.0, 0.0), Stall(self.diagnosis, self.outputs[-1])
         self.starts: dict[float, Tensor] = {}
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
@@ -242,13 +243,30 @@ class AdaptiveSteps(Function):
 
     def callback_step_adjoint(self, s: Tensor, y: tuple[Tensor, ...], ds: Tensor) -> None:
         """Before each trial step of the backward solve, whose state is (t, y, adjoint of y, …)."""
-        self.check_trial(float(s), float(ds), y[1], backward=True)
+        self.check_trial(float(s), float(ds), y[1])
 
-    def check_trial(self, s: float, ds: float, y: Tensor, backward: bool = False) -> None:
+    def check_trial(self, s: float, ds: float, y: Tensor) -> None:
         """Stop a solve that stalls or takes too many steps, before one that is tried from s on the solver's clock."""
         if not s + ds > s:
-            raise self.failure(abs(s), y, "the step size shrank to nothing")
-        self.count_trial(abs(s), y, backward)
+            raise self._shrank(abs(s), y)
+        self.last = s, ds
+        if not self.rhs.back and (stalled := self.stall.check(s, y)) is not None:
+            raise stalled
+        self.count_trial(abs(s), y)
+
+    def too_many(self, s: float, y: Tensor, why: str) -> IntegrationError:
+        """With what is left to do, and the rows that are stiff."""
+        return super().too_many(s, y, why) if self.rhs.back else self.stall.too_many(s, y, why)
+
+    def _shrank(self, s: float, y: Tensor) -> IntegrationError:
+        """The error of a step size that is 0 or NaN: that of the velocity which the last step met, where it is one."""
+        size = self.last[1] if self.last[0] == s else 0.0  # of a step that was refused
+        end = next((x for x in self.outputs if s < x < s + size), s + size)
+        found = None if self.rhs.back else self.diagnosis.not_finite(s, end - s, y, self.table)
+        if found is not None:
+            return found
+        why = f"the step size shrank to nothing{self.diagnosis.growth(y)}"
+        return self.failure(s, y, why)
 
 
 class Called(Protocol):

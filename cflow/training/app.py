@@ -205,9 +205,24 @@ class CflowCLI(LightningCLI):
         self.config = parser.parse_args(words)
         if checkpoint is not None:
             self.config[command]["ckpt_path"] = checkpoint
+        check_seed_and_name(self.config[command])
 
     def _parse_ckpt_path(self) -> None:
         """Leave the parsed values alone: Lightning would put the checkpoint's over the user's, in silence."""
+
+    def instantiate_classes(self) -> None:
+        """Make data, model and trainer of the options.
+
+        Raises:
+            ArgumentError: of what cannot be: a layer that no memory holds, say.
+        """
+        try:
+            super().instantiate_classes()  # type: ignore[no-untyped-call]
+        except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, CflowError):
+                raise
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise ArgumentError(f"nothing can be made of these options: {said:.200}") from error
 
     def before_instantiate_classes(self) -> None:
         """Take 32-true for bf16-mixed where the processor would compute bfloat16 in software."""
@@ -251,7 +266,7 @@ class CflowCLI(LightningCLI):
     def _make_trainer(self, **kwargs: Any) -> Trainer:
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, ValueError, TypeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
             if isinstance(error, CflowError):
                 raise
             raise ArgumentError(f"--trainer: {str(error).splitlines()[0]}") from None
@@ -302,6 +317,21 @@ class PopulationCLI(CflowCLI):
         """Add what a configuration says so that it is known for one of populations."""
         super().add_arguments_to_parser(parser)
         parser.add_argument("--kind", type=str, default=presets.POPULATION, help="Of what is trained.")
+
+
+def check_seed_and_name(options: Namespace) -> None:
+    """Check what Lightning and the file system would refuse later, in words of their own.
+
+    Raises:
+        ArgumentError: a seed that NumPy does not know; a name that is no name of one folder.
+    """
+    seed, name = options.get("seed_everything"), options.get("run_name")
+    if type(seed) is int and not 0 <= seed < 2**32:
+        raise ArgumentError(f"--seed_everything={seed}: expected 0 to {2**32 - 1}")
+    if name is not None and (name in ("", "..") or Path(name).name != name or not name.isprintable()):
+        raise ArgumentError(
+            f"--run_name={name!r}: expected the name of a folder; --trainer.default_root_dir says where"
+        )
 
 
 def of_population(words: Sequence[str]) -> bool:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from einops import repeat
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from ..data import Sequences
+from ..data import Sequences, constant_speeds, draw_speeds
 
 
 class Batch(NamedTuple):
@@ -24,7 +24,8 @@ class Batch(NamedTuple):
 
     Attributes:
         stored: what is stored of them, (B, …).
-        k: their transformations (B,), of which the frames are made.
+        k: their transformations (B,), of which the frames are made; or, where those are mixed, how fast each goes in
+            each interval between the frames of a whole sequence (B, S, K).
         t: times of the frames, (T+1,) or (B, T+1), or (B, m+1) where only those are made that are decoded.
         mask: how often each frame counts, or booleans where some are missing; None where every frame counts once.
         labels: k where the model is told, −1 where it is not, (B,); None where it is never told, or always.
@@ -45,6 +46,12 @@ class Batch(NamedTuple):
     def there(self, rows: Tensor) -> Tensor | None:
         """The mask of some sequences (n, T+1)."""
         return None if self.mask is None else self.mask[rows]
+
+    def of(self, rows: Tensor) -> Batch:
+        """Some sequences alone."""
+        t, each = self.times(rows), (self.stored, self.k, self.mask, self.labels, self.start)
+        stored, k, *rest = (None if x is None else x[rows] for x in each)
+        return Batch(cast(Tensor, stored), cast(Tensor, k), t, *rest)
 
 
 class Stream(Sampler[list[tuple[int, int]]]):
@@ -98,6 +105,7 @@ class Drawn(Dataset[Batch]):
         whole: whether all frames are made, for a model that infers k from them, and the others only weigh 0.
         labelled: part of the things that have a label: under any transformation the model is told which one it is.
         random_starts: whether sequences begin anywhere, see `draw_starts`.
+        mixed: whether transformations are mixed, see `data.draw_speeds`.
     """
 
     def __init__(
@@ -110,7 +118,9 @@ class Drawn(Dataset[Batch]):
         whole: bool = False,
         labelled: float = 0.0,
         random_starts: bool = False,
+        mixed: bool = False,
     ) -> None:
+        self.mixed = mixed
         self.source, self.frames_per_step, self.seed, self.rank = source, frames_per_step, seed, rank
         self.whole, self.random_starts = whole, random_starts
         self.has_label = choose_labelled(len(source), labelled, seed) if labelled else None
@@ -122,7 +132,10 @@ class Drawn(Dataset[Batch]):
         """A whole batch: PyTorch's loader asks for it where a data set can."""
         index = torch.tensor([thing for _, thing in chosen])
         draws = generator(self.seed, chosen[0][0], self.rank, 1)
-        k = draw_transformations(self.source, index, draws)
+        if self.mixed:
+            k = draw_speeds(len(index), self.source.num_frames - 1, len(self.source.names), draws)
+        else:
+            k = draw_transformations(self.source, index, draws)
         times, there = self.source.frame_times(index)
         if times.ndim == 1 and there is None:
             t, mask = draw_frames(times, len(index), self.frames_per_step, draws, whole=self.whole)
@@ -139,10 +152,12 @@ class Drawn(Dataset[Batch]):
 class Whole(Dataset[Batch]):
     """Things, each under every transformation and at all times: K sequences of each of the first `count`, in order.
 
-    Of things that show one transformation only, that one; of each transformation one sequence at least.
+    Of things that show one transformation only, that one; of each transformation one sequence at least. Where they are
+    mixed there is one sequence more of each thing, behind the others, always the same.
     """
 
-    def __init__(self, source: Sequences, count: int) -> None:
+    def __init__(self, source: Sequences, count: int, *, mixed: bool = False) -> None:
+        self.mixed = mixed
         self.source, self.count = source, count if source.labels is None else max(count, len(source.names))
 
     def __len__(self) -> int:
@@ -150,7 +165,12 @@ class Whole(Dataset[Batch]):
 
     def __getitems__(self, chosen: list[int]) -> Batch:
         """A whole batch, transformation by transformation: K·B sequences, or B of things that have one each."""
-        k, index = every(self.source, torch.tensor(chosen))
+        things = torch.tensor(chosen)
+        k, index = every(self.source, things)
+        if self.mixed:
+            intervals, count = self.source.num_frames - 1, len(self.source.names)
+            own = [draw_speeds(1, intervals, count, generator("mixed", thing)) for thing in chosen]
+            k, index = torch.cat([constant_speeds(k, intervals, count), *own]), torch.cat([index, things])
         t, there = self.source.frame_times(index)
         return Batch(self.source.read(index, k, t), k, t, there)
 

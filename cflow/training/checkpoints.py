@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.plugins import TorchCheckpointIO
 
+from ..errors import TrainingError
 from . import files
 from .runs import CONFIG_KEY, storable
 
@@ -78,8 +79,8 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save at an interrupt, not after an error of the training itself: its weights may be spoilt."""
-        if self._started and isinstance(exception, KeyboardInterrupt):
+        """Save at an interrupt, and where batches gave no step; not after other errors: weights may be spoilt."""
+        if self._started and isinstance(exception, KeyboardInterrupt | TrainingError):
             self._saved_step = -1
             self._save(trainer)
 

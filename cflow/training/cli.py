@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from .. import __version__
-from ..errors import ArgumentError, CflowError, DataError, IntegrationError, did_you_mean
+from ..errors import ArgumentError, CflowError, DataError, IntegrationError, TrainingError, did_you_mean
 from .presets import preset_names
 
 COMMANDS = {
@@ -84,6 +84,9 @@ def main(args: Sequence[str] | None = None) -> int:
         # The reader of a pipe (`cflow fit --help | head`) left; give Python nothing more to flush to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except TrainingError as error:
+        # All processes of a fit stop at once; the first one speaks, and is killed by Lightning where another fails.
+        return _report(error, 1) if os.environ.get("LOCAL_RANK", "0") == "0" else 0
     except IntegrationError as error:
         return _report(error, 1)
     except (CflowError, OSError) as error:

@@ -62,6 +62,7 @@ class SequenceDataModule(LightningDataModule):
         num_workers: int = 0,
         labelled: float = 0.0,
         random_starts: bool = False,
+        mixed: bool = False,
         resize: list[int] | int | None = None,
         factors: list[str] | None = None,
         sizes: list[int] | None = None,
@@ -80,6 +81,7 @@ class SequenceDataModule(LightningDataModule):
             num_workers: processes that read; 0 reads in the training process, which is best for data in memory.
             labelled: part of the training things that have labels under weak supervision, 0 .. 1.
             random_starts: train from images that other transformations have changed, and backwards: what is composed.
+            mixed: sequences in which two transformations act, one after another and at once, at changing speeds.
             resize: pixels of your own images or frames, N or [H,W].
             factors: of a factor grid, those that change; null is all.
             sizes: of a factor grid, how many values each factor has; null is what its labels say.
@@ -110,7 +112,12 @@ class SequenceDataModule(LightningDataModule):
             raise ArgumentError(
                 f"data.random_starts: {type(source).__name__} holds no images that are transformed; leave it out"
             )
-        self.random_starts = random_starts
+        if mixed and (source.transformations is None or len(source.names) < 2 or random_starts or labelled):
+            raise ArgumentError(
+                "data.mixed: is of images under two transformations or more, without data.random_starts and "
+                "data.labelled; leave it out, or them"
+            )
+        self.random_starts, self.mixed = random_starts, mixed
         self.batch_size, self.num_workers = batch_size, num_workers
         self.val_samples, self.test_samples = val_samples, test_samples
         self.labelled = labelled
@@ -161,16 +168,20 @@ class SequenceDataModule(LightningDataModule):
             whole=model.config.weak,
             labelled=self.labelled,
             random_starts=self.random_starts,
+            mixed=self.mixed,
         )
         return self._loader(drawn, batch_sampler=stream, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the held-out things for the validation error, always the same."""
-        return self._loader(Whole(self.source.split("val"), self.val_samples), batch_size=self.batch_size)
+        return self._loader(
+            Whole(self.source.split("val"), self.val_samples, mixed=self.mixed), batch_size=self.batch_size
+        )
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the things for the test."""
-        return self._loader(Whole(self.source.split("test"), self.test_samples), batch_size=self.batch_size)
+        things = Whole(self.source.split("test"), self.test_samples, mixed=self.mixed)
+        return self._loader(things, batch_size=self.batch_size)
 
     def _loader(self, dataset: Dataset[Batch], **settings: Any) -> DataLoader[Batch]:
         # A loader draws a seed for its workers at every start: of a generator of its own, or fits would depend on it.

@@ -10,7 +10,10 @@ from torch import Tensor
 
 from .. import composition, metrics
 from ..data import Sequences
+from ..frames import parse_frames
 from ..image_quality import WINDOW
+from ..selection import SelectionLike
+from ..spike_slab import SpikeSlab
 from ..vae import FlowVAE
 
 
@@ -63,13 +66,13 @@ def over_frames(errors: Tensor, mask: Tensor | None = None) -> Tensor:
     return errors.where(there, 0).sum(0) * (len(errors) / there.sum(0))
 
 
-def transformation_errors(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor) -> dict[str, Tensor]:
+def transformation_errors(vae: FlowVAE, x: Tensor, k: SelectionLike, t: Tensor) -> dict[str, Tensor]:
     """Return errors under one transformation and those of trivial answers, in L1: name → frames 1..T of things (T, B).
 
     Arguments:
         vae: the model.
         x: sequences (B, T+1, C, H, W).
-        k: the flow of each (B,).
+        k: the flow of each (B,), or any selection.
         t: times (T+1,) or (B, T+1).
     """
     return {"equivariance_error": metrics.equivariance_error(vae, x, k, t), **metrics.baselines(vae, x, k, t)}
@@ -81,7 +84,9 @@ def frame_errors(errors: Tensor, name: str, mask: Tensor | None = None) -> dict[
     return {f"equivariance_error_per_frame/{name}/{t}": error for t, error in each.items()}
 
 
-def image_quality(vae: FlowVAE, x: Tensor, k: Tensor, t: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+def image_quality(
+    vae: FlowVAE, x: Tensor, k: SelectionLike, t: Tensor, mask: Tensor | None = None
+) -> dict[str, Tensor]:
     """Return PSNR and, where images are large enough, SSIM of generated frames 1..T, means over frames, (B,).
 
     Arguments:
@@ -147,8 +152,44 @@ def inferred_flows(q: Tensor, k: Tensor, names: Sequence[str]) -> dict[str, floa
     return numbers | {f"flow/{name}": float(flow) for name, flow in zip(names, flows, strict=True)}
 
 
+def weights_posterior(vae: FlowVAE, x: Tensor) -> SpikeSlab:
+    """Return q(w|x) of sequences x (B, T+1, …), where weights of flows are inferred."""
+    return vae.flow_weights(parse_frames(x, encoded=vae.encode_frames or 1)).q
+
+
+def discovered_flows(
+    on: Tensor, weights: Tensor, speeds: Tensor, names: Sequence[str]
+) -> tuple[dict[str, float], Tensor]:
+    """Return what flows were found to do in mixed sequences, and the weights of flows for each transformation (M, K).
+
+    Arguments:
+        on: whether each flow is inferred to be on in each interval (N, S, K).
+        weights: its inferred weight there (N, S, K).
+        speeds: of the true transformations (N, S, M); 0 where they are off.
+        names: of the M transformations.
+
+    Example:
+        >>> import torch
+        >>> weights, speeds = torch.tensor([[[0.0, -2.0], [0.0, 0.0]]]), torch.tensor([[[1.0], [0.0]]])
+        >>> found, flows = discovered_flows(weights != 0, weights, speeds, ["hue"])
+        >>> found["matching_accuracy"], found["flow/hue"], found["flow_speed/hue"], found["superfluous"]
+        (1.0, 1.0, -2.0, 0.0)
+    """
+    accuracy, assignment = metrics.matching_accuracy(on, speeds > 0)
+    numbers = {"matching_accuracy": accuracy}
+    numbers |= {f"flow/{name}": float(flow) for name, flow in zip(names, assignment, strict=True)}
+    matrix = torch.zeros(len(names), on.shape[-1])
+    for k, (name, flow) in enumerate(zip(names, assignment.tolist(), strict=True)):
+        w, v = weights[..., flow].double(), speeds[..., k].double()
+        matrix[k, flow] = numbers[f"flow_speed/{name}"] = float((w * v).sum() / v.square().sum())
+    activity = on.double().mean((0, 1))
+    others = [k for k in range(on.shape[-1]) if k not in assignment.tolist()]
+    numbers |= {f"flow_activity/{k}": float(part) for k, part in enumerate(activity)}
+    return numbers | {"superfluous": max((float(activity[k]) for k in others), default=0.0)}, matrix
+
+
 def composition_errors(
-    vae: FlowVAE, x0: Tensor, source: Sequences, flows: Sequence[int] | None = None
+    vae: FlowVAE, x0: Tensor, source: Sequences, flows: composition.Flows = None
 ) -> dict[str, Tensor]:
     """Return the errors of `composition.errors` on stills x0 (B, C, H, W) of a set of sequences, batch means."""
     errors = composition.errors(vae, x0, source.transformations or {}, num_frames=source.num_frames, flows=flows)

@@ -11,6 +11,8 @@ import yaml
 
 from ..errors import ArgumentError, DataError, did_you_mean
 
+LARGEST, DEEPEST = 10_000, 20  # of what a configuration file may hold
+
 
 def explain(message: str, options: Sequence[str] = ()) -> str:
     """Return jsonargparse's message as one line that names the option and, if it is misspelt, the right one.
@@ -73,13 +75,15 @@ def read_config(path: Path, options: Sequence[str]) -> dict[str, Any]:
         options: the names it may have, or may have parts of.
 
     Raises:
-        DataError: it cannot be read, or is no YAML.
+        DataError: it cannot be read, is no YAML, or too large or deep.
         ArgumentError: a name that is no option.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"--config {path}: cannot be read ({getattr(error, 'strerror', error)}).") from None
+    except RecursionError:
+        raise DataError(f"--config {path}: nested too deeply to be read.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -91,11 +95,27 @@ def read_config(path: Path, options: Sequence[str]) -> dict[str, Any]:
         raise DataError(
             f"--config {path}: expected options such as 'model: {{lr: 0.001}}', got {type(content).__name__}."
         )
+    _check_size(path, content)
     found = dict(_flat(content, options))
     for name in found:
         if not any(name == o or name.startswith(f"{o}.") for o in options):
             raise ArgumentError(f"--config {path}: unknown option {name}.{nearest(name, options)}")
     return found
+
+
+def _check_size(path: Path, content: object) -> None:
+    """Refuse what aliases have made endless, or large enough to fill the memory where it is written out."""
+    waiting, count = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if count > LARGEST or depth > DEEPEST:
+            raise DataError(
+                f"--config {path}: more than {LARGEST:,} values, or nested more than {DEEPEST} deep; options are few "
+                "and flat. Does an alias (*name) repeat itself?"
+            )
+        if isinstance(value, (dict, list)):
+            waiting += [(x, depth + 1) for x in (value.values() if isinstance(value, dict) else value)]
 
 
 def _flat(content: Mapping[str, Any], options: Sequence[str], prefix: str = "") -> Iterator[tuple[str, Any]]:

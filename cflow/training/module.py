@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from textwrap import shorten
@@ -14,22 +14,25 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from einops import rearrange
-from pytorch_lightning import LightningModule
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 
 from .. import hub, metrics
 from ..checks import at_least
-from ..data import compose
+from ..composition import Flows
+from ..data import compose, mixed_sequence
 from ..data.stills import as_float
 from ..errors import ArgumentError
 from ..nets import ModelConfig
+from ..selection import Schedule, SelectionLike
 from ..vp_score import LEAST
 from .batches import Batch, mixed, seen
 from .datamodule import SequenceDataModule
+from .guard import GuardedModule
 from .measures import (
     Samples,
     composition_errors,
+    discovered_flows,
     frame_errors,
     image_quality,
     inferred_flows,
@@ -37,9 +40,10 @@ from .measures import (
     over_frames,
     over_transformations,
     transformation_errors,
+    weights_posterior,
 )
 from .optimizer import OptimizerName, make_optimizer
-from .schedules import TEMPERATURES, learning_rate_factor, temperature_at
+from .schedules import HOTTEST, TEMPERATURES, learning_rate_factor, sparse_temperature_at, temperature_at
 
 LIKELIHOOD_SEQUENCES = 256
 COMPOSED_THINGS = 200
@@ -55,7 +59,7 @@ UNLABELLED = (
 )
 
 
-class FlowVAEModule(LightningModule):
+class FlowVAEModule(GuardedModule):
     """Trains the `FlowVAE` of a `ModelConfig` on a set of sequences.
 
     Every sample has its own transformation and its own random frames: the T+1 frames are cut into
@@ -95,7 +99,8 @@ class FlowVAEModule(LightningModule):
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
             optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
-            temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1.
+            temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1. For
+                sparse the highest, see `sparse_temperature_at`; null is 30.
             num_flows: number K of flows; null: one a transformation of the data.
             data_flows: how many transformations the data have; 0 where nobody knows.
             model: the values of a `ModelConfig`.
@@ -126,7 +131,7 @@ class FlowVAEModule(LightningModule):
         self.seed = 0
         self._seconds_before = 0.0
         self._start: float | None = None
-        self._believed: list[tuple[Tensor, Tensor]] = []
+        self._believed: list[tuple[Tensor, ...]] = []
         self._stills: list[Tensor] = []
         self._samples = Samples()
 
@@ -137,6 +142,16 @@ class FlowVAEModule(LightningModule):
         if not isinstance(data, SequenceDataModule):
             raise ArgumentError("the trainer has no SequenceDataModule; pass datamodule= to fit and test.")
         return data
+
+    @property
+    def sparse(self) -> bool:
+        """Whether weights of several flows are inferred."""
+        return self.vae.inference == "sparse"
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """What errors are measured of: every transformation alone, and a mixture where the data have them mixed."""
+        return (*self.data.source.names, *(["mixed"] if self.data.mixed else []))
 
     @property
     def seconds(self) -> float:
@@ -164,7 +179,17 @@ class FlowVAEModule(LightningModule):
         source = self.data.source
         if source.unlabelled and (not self.config.weak or self.data.labelled):
             raise ArgumentError(UNLABELLED)
-        if len(source.names) != self.config.num_flows and not source.unlabelled:
+        if self.data.mixed and self.config.weak and not self.sparse:
+            raise ArgumentError(
+                f"data.mixed: {self.vae.inference!r} infers one flow a sequence; set model.inference=sparse."
+            )
+        if self.sparse and not source.unlabelled:
+            if not self.data.mixed or self.config.num_flows < len(source.names):
+                raise ArgumentError(
+                    f"model.inference='sparse': needs data.mixed=true, and at least one flow a transformation "
+                    f"({len(source.names)}), got model.num_flows={self.config.num_flows}."
+                )
+        elif len(source.names) != self.config.num_flows and not source.unlabelled:
             raise ArgumentError(
                 f"model.num_flows={self.config.num_flows}, but the data have {len(source.names)} "
                 f"transformations ({', '.join(source.names)}): set model.num_flows={len(source.names)}."
@@ -217,7 +242,9 @@ class FlowVAEModule(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate, the temperature, and the random numbers of the step."""
         total = self.trainer.estimated_stepping_batches
-        if self.vae.inference is not None:
+        if self.sparse:
+            self.vae.temperature = sparse_temperature_at(self.global_step, total, self.temperature or HOTTEST)
+        elif self.vae.inference is not None:
             start, end = TEMPERATURES[self.vae.inference]
             start = start if self.temperature is None else self.temperature
             self.vae.temperature = temperature_at(self.global_step, total, start, min(start, end))
@@ -227,18 +254,28 @@ class FlowVAEModule(LightningModule):
                 group["lr"] = rate
         seed_generators(mixed(self.seed, seen(self.trainer), self.global_rank))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch: nats a sequence, averaged over the batch."""
-        x = self._frames(batch)
-        k = None if self.config.weak else batch.k
-        loss: Tensor = self.vae.elbo(x, k, batch.t, batch.mask, labels=batch.labels).loss
-        self.log("loss", loss, prog_bar=True, batch_size=len(x))
-        return loss
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss of a batch, in nats a sequence, averaged over the batch, and its terms."""
+        k = None if self.config.weak else self._selection(batch.k, self.data.source.times)
+        elbo = self.vae.elbo(self._frames(batch), k, batch.t, batch.mask, labels=batch.labels)
+        return {"loss": elbo.loss, "reconstruction": elbo.reconstruction, **elbo.terms}
+
+    def parts(self, batch: Batch) -> Iterator[tuple[str, Batch]]:
+        """The sequences of each transformation; where those are mixed, those that it is on in at all."""
+        for k, name in enumerate(self.data.source.names):
+            there = batch.k == k if batch.k.ndim == 1 else batch.k[:, :, k].any(1)
+            rows = there.nonzero()[:, 0]
+            if len(rows):
+                yield name, batch.of(rows)
+
+    def batch_length(self, batch: Batch) -> int:
+        """Its sequences."""
+        return len(batch.k)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the mean equivariance error over all transformations of everything."""
         x = self._frames(batch)
-        k = self.vae.infer_flow(x, mask=batch.mask).argmax(-1) if self.config.weak else batch.k
+        k = self._selection(self._infer(x, batch) if self.config.weak else batch.k, batch.t)
         error = over_frames(metrics.equivariance_error(self.vae, x, k, batch.t), batch.mask).mean()
         self.log("val/equivariance_error", error, prog_bar=True, batch_size=len(x))
 
@@ -247,28 +284,32 @@ class FlowVAEModule(LightningModule):
         seed_generators(mixed(self.seed, batch_idx))
         source = self.data.source
         x = self._frames(batch)
-        flows, k = batch.k, None if self.config.weak else batch.k
-        if self.config.weak:
-            q = self.vae.infer_flow(x, mask=batch.mask)
-            flows = q.argmax(-1)
-            self._believed.append((q.float(), batch.k))
-        each = 1 if source.labels is not None else len(source.names)  # sequences of a thing
+        flows, k = batch.k, None if self.config.weak else self._selection(batch.k, batch.t)
+        each = 1 if source.labels is not None else len(self.rows)  # sequences of a thing
         things = len(x) // each
+        row = torch.arange(len(x), device=x.device) // things if self.data.mixed else batch.k
+        if self.config.weak:
+            flows = self._infer(x, batch)
+            self._believed.append(self._belief(x, batch, row))
         errors, quality = {}, {}
-        for index, name in enumerate(source.names):
-            rows = (batch.k == index).nonzero()[:, 0]
+
+        def moved_by(rows: Tensor) -> SelectionLike:
+            return self._selection(flows[rows], batch.times(rows))
+
+        for index, name in enumerate(self.rows):
+            rows = (row == index).nonzero()[:, 0]
             if not len(rows):
                 continue
             there = batch.there(rows)
-            found = transformation_errors(self.vae, x[rows], flows[rows], batch.times(rows))
+            found = transformation_errors(self.vae, x[rows], moved_by(rows), batch.times(rows))
             errors[name] = {key: over_frames(value, there) for key, value in found.items()}
             if there is None and source.num_frames > REPORTED:
                 errors[name][FIRST_FRAMES] = found["equivariance_error"][:REPORTED].sum(0)
             self._samples.add(frame_errors(found["equivariance_error"], name, there))
             if len(few := rows[: max(PICTURES - batch_idx * things, 0)]):
-                quality[name] = image_quality(self.vae, x[few], flows[few], batch.times(few), batch.there(few))
+                quality[name] = image_quality(self.vae, x[few], moved_by(few), batch.times(few), batch.there(few))
             if len(few := rows[: max(PATHS - batch_idx * things, 0)]):
-                self._log_parts(x[few], flows[few], batch.times(few), batch.there(few), name)
+                self._log_parts(x[few], moved_by(few), batch.times(few), batch.there(few), name)
         for numbers in (errors, quality):
             self._samples.add(over_transformations(numbers, same=each > 1))
         self._samples.add({"reconstruction_l1": metrics.reconstruction_l1(self.vae, x[:things, 0])})
@@ -276,7 +317,8 @@ class FlowVAEModule(LightningModule):
         left = min(things, LIKELIHOOD_SEQUENCES // each - batch_idx * self.data.batch_size)
         if self.likelihood_samples and left > 0:
             order = rearrange(torch.arange(len(x), device=x.device), "(k b) -> (b k)", k=each)[: left * each]
-            chosen, t, there = None if k is None else k[order], batch.times(order), batch.there(order)
+            chosen = None if k is None else self._selection(batch.k[order], batch.t)
+            t, there = batch.times(order), batch.there(order)
             samples = self.likelihood_samples
             value = metrics.log_likelihood(self.vae, x[order], chosen, t, num_samples=samples, mask=there)
             self._samples.add({"log_likelihood": rearrange(value, "(b k) -> b k", k=each).mean(-1)})
@@ -284,7 +326,7 @@ class FlowVAEModule(LightningModule):
         if left > 0:
             self._stills.append(x[:left, 0])
 
-    def _log_parts(self, x: Tensor, flows: Tensor, t: Tensor, there: Tensor | None, name: str) -> None:
+    def _log_parts(self, x: Tensor, flows: SelectionLike, t: Tensor, there: Tensor | None, name: str) -> None:
         """Log what moves the states of sequences of one transformation, where there are frames."""
         found = metrics.parts_along_paths(self.vae, x, flows, t)
         means = {key: (value if there is None else value[there.mT]).mean() for key, value in found.items()}
@@ -298,8 +340,13 @@ class FlowVAEModule(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log what needs all sequences at once: how flows are inferred, which one became what, and compositions."""
-        flows, names = None, self.data.source.names
-        if self._believed and not self.data.source.unlabelled:
+        flows: Flows = None
+        names = self.data.source.names
+        if self._believed and self.sparse and not self.data.source.unlabelled:
+            on, weights, speeds = (torch.cat(parts) for parts in zip(*self._believed, strict=True))
+            numbers, flows = discovered_flows(on, weights, speeds, names)
+            self.log_dict(numbers)
+        elif self._believed and not self.data.source.unlabelled:
             q, k = (torch.cat(parts) for parts in zip(*self._believed, strict=True))
             numbers = inferred_flows(q, k, names)
             flows = [int(numbers[f"flow/{name}"]) for name in names]
@@ -307,22 +354,44 @@ class FlowVAEModule(LightningModule):
         stills = torch.cat(self._stills)
         if self.data.source.transformations is not None:
             self.log_dict(composition_errors(self.vae, stills, self.data.source, flows))
-        if min(stills.shape[-2:]) >= LEAST and self.config.num_flows > 1:  # one flow is always told from no other
+        # one flow is always told from no other, and one that nothing needs does nothing to be told by
+        if min(stills.shape[-2:]) >= LEAST and self.config.num_flows > 1 and not self.sparse:
             score, error = metrics.vp_score(self.vae, stills, horizon=float(self.data.source.times[-1]))
             self.log_dict({"vp_score": score, "vp_score_stderr": error})
         self.log_dict(self._samples.numbers())
+
+    @staticmethod
+    def _selection(k: Tensor, t: Tensor) -> SelectionLike:
+        """Flows (B,), or their weights (B, S, K) between times (S+1,) or (B, S+1), as a selection."""
+        return k if k.ndim == 1 else Schedule(t if t.ndim == 1 else t.mT, k.transpose(0, 1))
+
+    def _infer(self, x: Tensor, batch: Batch) -> Tensor:
+        """The most probable flows (B,) of sequences, or the expected weights of all (B, S, K)."""
+        q = self.vae.infer_flow(x, mask=batch.mask)
+        return q if self.sparse else q.argmax(-1)
+
+    def _belief(self, x: Tensor, batch: Batch, row: Tensor) -> tuple[Tensor, ...]:
+        """What is inferred, and the truth: of mixed sequences where those are what the flows are found in."""
+        if not self.sparse:
+            return self.vae.infer_flow(x, mask=batch.mask).float(), batch.k
+        chosen = row == len(self.data.source.names)
+        q = weights_posterior(self.vae, x[chosen])
+        return q.probs > 0.5, q.mean, batch.k[chosen]
 
     def _frames(self, batch: Batch) -> Tensor:
         """The frames of a batch, in the precision of the weights."""
         source, stored = self.data.source, batch.stored
         if batch.start is not None:
             stored = compose(as_float(stored), batch.start[:, None], source.transformations)[:, 0]
-        x = source.frames(stored, batch.k, batch.t)
+        if batch.k.ndim == 3:
+            x = mixed_sequence(as_float(stored), batch.k, batch.t, source.transformations)
+        else:
+            x = source.frames(stored, batch.k, batch.t)
         return x.to(next(self.parameters()).dtype)
 
     def sort_metrics(self, logged: Mapping[str, float]) -> dict[str, float]:
         """Return what Lightning has averaged with the keys and the order of metrics.json."""
-        names, source = self.data.source.names, self.data.source
+        names, source = self.rows, self.data.source
         values = {key: float(value) for key, value in logged.items()}
         groups = ("equivariance_error", "copy_input", "black", "no_flow", "not_gradient", *MEAN_SQUARES, "psnr", "ssim")
         for group in groups:
@@ -339,8 +408,15 @@ class FlowVAEModule(LightningModule):
             values["log_likelihood_bound"] = bound
         keys = [f"{group}/{name}" for group in groups for name in (*names, "mean")]
         keys += [key for key in values if key.startswith(("equivariance_error_per_frame/", "flow", "composition/"))]
-        keys += [f"{FIRST_FRAMES}/mean", "reconstruction_l1", "elbo", "log_likelihood"]
-        keys += ["log_likelihood_bound", "vp_score"]
+        keys += [
+            "matching_accuracy",
+            "superfluous",
+            f"{FIRST_FRAMES}/mean",
+            "reconstruction_l1",
+            "elbo",
+            "log_likelihood",
+        ]
+        keys += ["reconstruction_l1", "elbo", "log_likelihood", "log_likelihood_bound", "vp_score"]
         present = (key for own in keys for key in (own, f"{own}_stderr") if key in values)
         result = {key: values[key] for key in present}
         return result | {"seconds": self.seconds, "samples": float(self.data.num_test_samples)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningDataModule, LightningModule
+from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -21,7 +21,8 @@ from ..populations.fitting import named_loss
 from ..potentials import MLPPotential, RescaledPotential, RidgePotential
 from ..potentials.rescaled import rescaled_to
 from ..solve import Solver
-from .batches import mixed
+from .batches import mixed, seen
+from .guard import GuardedModule
 from .module import seed_generators
 from .schedules import learning_rate_factor
 
@@ -119,7 +120,7 @@ class SnapshotDataModule(LightningDataModule):
         return self._steps(1)
 
 
-class PopulationModule(LightningModule):
+class PopulationModule(GuardedModule):
     """Trains a `PotentialFlow` on snapshots, in units in which they have variance 1.
 
     A run leaves the flow in the units of the data in its folder ``flow``, for `PotentialFlow.from_pretrained`.
@@ -224,15 +225,13 @@ class PopulationModule(LightningModule):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * learning_rate_factor(self.global_step, total, schedule, self.warmup_steps)
-        seed_generators(mixed(self.seed, self.global_step, self.global_rank))
+        seed_generators(mixed(self.seed, seen(self.trainer), self.global_rank))
 
-    def training_step(self, batch: int, batch_idx: int) -> Tensor:
-        """Return the loss."""
+    def losses(self, batch: int) -> dict[str, Tensor]:
+        """The loss and its terms."""
         if self._inside is None:
             raise RuntimeError("a step before the start of the training; please report this as a bug of cflow")
-        terms = self.objective.terms(self.inner, self._inside, self.data.batch_size)  # type: ignore[arg-type]
-        self.log("loss", terms["loss"], prog_bar=True, batch_size=1)
-        return terms["loss"]
+        return self.objective.terms(self.inner, self._inside, self.data.batch_size)  # type: ignore[arg-type]
 
     def validation_step(self, batch: int, batch_idx: int) -> None:
         """Log the mean distance between members carried from each snapshot to the next, and those seen there."""

@@ -8,19 +8,21 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..composition import Composition, single
-from ..data import Sequences
+from ..composition import Composition, Flows, single
+from ..data import Sequences, draw_speeds, mixed_sequence
+from ..data.stills import as_float
 from ..errors import ArgumentError
 from ..metrics import flow_accuracy
 from ..plots import traversal_animation, traversal_grid
 from . import files, runs
-from .batches import every
+from .batches import every, generator
+from .measures import discovered_flows, weights_posterior
 
 if TYPE_CHECKING:
     from ..vae import FlowVAE
@@ -33,6 +35,8 @@ TURNING, STDERR = "not_gradient", "_stderr"
 BASELINES = {"copy_input": "input copied", "black": "black image", "no_flow": "no flow"}
 BELOW_THE_TABLE = {
     "flow_accuracy": "accuracy of q(k|x) {:.3f}",
+    "matching_accuracy": "flows on where they should be {:.3f}",
+    "superfluous": "superfluous flows on {:.3f}",
     "flow_calibration_error": "its calibration error {:.3f}",
     "reconstruction_l1": "reconstruction L1 {:.1f}",
     "elbo": "ELBO {:.1f}",
@@ -200,8 +204,8 @@ def draw(
     t = data.source.times if t is None else t
     index = shown_things(test, rows, t, num_samples)
     vae = model.to(device).eval().vae
-    flows = flow_of_each(vae, test, device) if model.config.weak and not test.unlabelled else None
-    names = names if flows is None else [label_of(name, flow) for name, flow in zip(names, flows, strict=True)]
+    flows = flows_of(model, data, device)
+    names = labels_of(names, flows)
     real, made = [], []
     for row, things in zip(rows, index, strict=True):
         x = true_frames(test, row, things, t.to(device))
@@ -214,6 +218,36 @@ def draw(
     moving = [folder / f"{stem}.gif", folder / f"{stem}.webp"]
     animate = partial(traversal_animation, true=shown[0], generated=shown[1], names=titles, times=times)
     return [picture, *(files.drawn(path, animate) for path in moving)]
+
+
+@torch.no_grad()
+def draw_flows(
+    model: FlowVAEModule, data: SequenceDataModule, folder: Path, device: torch.device, metrics: Mapping[str, float]
+) -> list[Path]:
+    """Write a picture of what each flow does to a held-out image, where weights of flows are inferred; its path.
+
+    Arguments:
+        metrics: what was measured: how often each flow is on.
+    """
+    if model.vae.inference != "sparse":
+        return []
+    vae, test, t = model.to(device).eval().vae, data.source.split("test"), data.source.times
+    matrix, names = flows_of(model, data, device), data.source.names
+    weights, titles = torch.eye(model.config.num_flows), [f"flow {k}" for k in range(model.config.num_flows)]
+    if isinstance(matrix, Tensor):
+        usual = float(matrix.abs().amax(-1).mean())
+        weights *= usual
+        for name, row, flow in zip(names, matrix, flow_numbers(matrix) or (), strict=True):
+            weights[flow], titles[flow] = row, f"flow {flow}: {name} at {float(row[flow]):+.2f}"
+    for k, title in enumerate(titles):
+        if (part := metrics.get(f"flow_activity/{k}")) is not None:
+            titles[k] = f"{title}, on in {100 * part:.1f} % of intervals"
+    index = torch.zeros(1, dtype=torch.long)
+    x = test.frames(test.read(index, index, t[:1]).to(device), index.to(device), t[:1].to(device))
+    made = torch.stack([vae.traverse(vae.encoder_input(x), w.to(device), t)[:, 0] for w in weights])
+    path = folder / "flows.png"
+    traversal_grid(x.expand(len(made), -1, -1, -1, -1), made, titles, times=t.tolist()).savefig(path, dpi=150)
+    return [path]
 
 
 def flow_names(model: FlowVAEModule, data: SequenceDataModule) -> list[str]:
@@ -241,6 +275,36 @@ def frames_there(test: Sequences, things: Tensor, t: Tensor) -> Tensor:
     times, there = test.frame_times(things)
     found = times.expand(len(things), -1)[:, None] == t[:, None]
     return (found if there is None else found & there[:, None]).any(-1)
+
+
+def flows_of(model: FlowVAEModule, data: SequenceDataModule, device: torch.device) -> Flows:
+    """What each transformation has become, where flows are inferred and transformations known; see `Flows`."""
+    if not model.config.weak or data.source.unlabelled:
+        return None
+    of_each = weights_of_each if model.vae.inference == "sparse" else flow_of_each
+    return of_each(model.vae, data.source.split("test"), device)
+
+
+def labels_of(names: Sequence[str], flows: Flows) -> list[str]:
+    """Names, with the flow that each transformation has become where that was inferred."""
+    numbers = flow_numbers(flows)
+    return list(names) if numbers is None else [label_of(*each) for each in zip(names, numbers, strict=True)]
+
+
+def flow_numbers(flows: Flows) -> list[int] | None:
+    """The number of the flow that each transformation has become."""
+    if isinstance(flows, Tensor):
+        return cast(list[int], flows.abs().argmax(-1).tolist())
+    return None if flows is None else list(flows)
+
+
+def weights_of_each(vae: FlowVAE, test: Sequences, device: torch.device, count: int = 128) -> Tensor:
+    """The weights of flows (M, K) that each transformation has become, as q(w|x) sees so many mixed sequences."""
+    index = torch.arange(min(count, len(test)))
+    speeds = draw_speeds(len(index), test.num_frames - 1, len(test.names), generator("flows"))
+    x = as_float(test.read(index, index * 0, test.times).to(device))
+    q = weights_posterior(vae, mixed_sequence(x, speeds.to(device), test.times.to(device), test.transformations))
+    return discovered_flows(q.probs.cpu() > 0.5, q.mean.cpu(), speeds, test.names)[1]
 
 
 def flow_of_each(vae: FlowVAE, test: Sequences, device: torch.device, count: int = 32) -> list[int]:

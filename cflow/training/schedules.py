@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 TEMPERATURES = {"marginal": (1000.0, 1.0), "gumbel": (1.0, 0.3)}  # at the start of a fit, and from its half on
+HOTTEST = 30.0  # of sparse weights
+# part of a fit → temperature of sparse weights as a power of the hottest: flows have to move something before it costs
+SPARSE = ((0.0, -0.7), (0.07, -0.7), (0.17, 1.0), (0.6, 1.0), (0.85, 0.0))
 
 
 def learning_rate_factor(step: int, total: float, schedule: str, warmup_steps: int) -> float:
@@ -29,3 +33,17 @@ def temperature_at(step: int, total: float, start: float, end: float) -> float:
         [1000, 32, 1, 1]
     """
     return float(start * (end / start) ** min(2 * step / total, 1.0))
+
+
+def sparse_temperature_at(step: int, total: float, hottest: float) -> float:
+    """Return `FlowVAE.temperature` of sparse weights: low at first, then at its highest, and 1 for the end of the fit.
+
+    Example:
+        >>> [round(sparse_temperature_at(step, 100, 30.0), 2) for step in (0, 12, 40, 72, 90)]
+        [0.09, 1.67, 30.0, 5.86, 1.0]
+    """
+    part = step / total
+    for (begin, low), (end, high) in itertools.pairwise(SPARSE):
+        if part < end:
+            return float(hottest ** (low + (high - low) * (part - begin) / (end - begin)))
+    return 1.0

@@ -13,7 +13,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 
 from ..checks import at_least
-from ..errors import ArgumentError, CflowError
+from ..errors import ArgumentError, CflowError, TrainingError
 from . import compositions, results, runs
 from .checkpoints import LastCheckpoint
 from .datamodule import SequenceDataModule
@@ -48,9 +48,14 @@ class FlowTrainer(Trainer):
 
         Raises:
             KeyboardInterrupt: Ctrl-C, once the last checkpoint is written.
+            TrainingError: too many batches in a row without a step, once the last checkpoint is written.
         """
-        with interruptible(self._where_to_go_on), fitting_weights():
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        try:
+            with interruptible(self._where_to_go_on), fitting_weights():
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        except TrainingError as error:
+            where = self._where_to_go_on()
+            raise TrainingError(f"{error}; {where}" if where else str(error)) from None
 
     def _where_to_go_on(self) -> str:
         paths = [c.path for c in self.checkpoint_callbacks if isinstance(c, LastCheckpoint)]
@@ -86,6 +91,7 @@ class FlowTrainer(Trainer):
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)
+            paths += results.draw_flows(model, datamodule, folder, self.strategy.root_device, numbers)
             chapter = self._chapter(model, datamodule, ckpt_path, pretrained, folder)
             paths.append(write_report(folder / REPORT, [chapter]))
             print(results.table(numbers))

@@ -13,6 +13,7 @@ GRIDS = ("shapes3d", "falcor3d", "isaac3d")
 # what a preset leaves out is as in another one
 BASES = {
     "mnist_best": "mnist",
+    **{f"{name}_sparse": name for name in ("digits", "mnist")},
     **{f"{name}_weak": name for name in ("digits", "mnist", *GRIDS)},
     **{f"{name}_paper": name for name in GRIDS},
 }

@@ -35,7 +35,7 @@ def landscapes(subject: Subject) -> dict[str, Any]:
     if flow.dim < 2:
         raise ArgumentError("latent states of one dimension span no plane")
     found = []
-    for k, number in enumerate(subject.flows or range(len(subject.names))):
+    for k, number in enumerate(subject.numbers):
         z = flow.trajectory(subject.starts(k, STATES), number, subject.times)  # (T+1, B, D)
         middle, axes, shares = principal(z.flatten(0, 1))
         plane = (z - middle) @ axes.mT

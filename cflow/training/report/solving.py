@@ -31,7 +31,7 @@ def solver_rows(subject: Subject) -> list[list[str]]:
     exact = copy.deepcopy(flow).cpu().double()
     exact.solver = EXACT
     rows = [HEAD]
-    for k, number in enumerate(subject.flows or range(len(subject.names))):
+    for k, number in enumerate(subject.numbers):
         z0 = subject.starts(k, STATES)
         path, straight = flow.solve(z0, number, t, kinetic_energy=True), flow.solve(z0, number, ends)
         speeds = [flow.velocity(z, number, float(at)).norm(dim=-1).mean() for at, z in zip(t, path.z, strict=True)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ...composition import Composition, single
+from ...composition import Composition, Flows, flow_weights, single
 from ...data import Sequences
 from ...vae import FlowVAE
 from .. import results
@@ -47,16 +46,20 @@ class Subject:
         return results.flow_names(self.model, self.data)
 
     @cached_property
-    def flows(self) -> list[int] | None:
-        """The flow that each transformation has become, where flows are inferred and transformations known."""
-        inferred = self.model.config.weak and not self.test.unlabelled
-        return results.flow_of_each(self.vae, self.test, self.device) if inferred else None
+    def flows(self) -> Flows:
+        """What each transformation has become, where flows are inferred and transformations known."""
+        self.vae.eval()
+        return results.flows_of(self.model, self.data, self.device)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of the flow of each transformation."""
+        return results.flow_numbers(self.flows) or list(range(len(self.names)))
 
     @cached_property
     def labels(self) -> list[str]:
         """The names, with the flow that each has become where that was inferred."""
-        flows: Sequence[int | None] = self.flows or [None] * len(self.names)
-        return [results.label_of(name, flow) for name, flow in zip(self.names, flows, strict=True)]
+        return results.labels_of(self.names, self.flows)
 
     @property
     def times(self) -> Tensor:
@@ -89,10 +92,8 @@ class Subject:
         return self.vae.encode(self.vae.encoder_input(self.true_frames(k, self.things(count, t)[k], t)))
 
     def weights(self, weights: Tensor) -> Tensor:
-        """Weights of flows for weights of transformations, both (…, K)."""
-        found = torch.zeros_like(weights)
-        found[..., list(self.flows or range(weights.shape[-1]))] = weights
-        return found
+        """Weights of flows for weights of transformations, (…, K)."""
+        return flow_weights(weights, self.flows)
 
     @property
     def dtype(self) -> torch.dtype:
