@@ -11,11 +11,13 @@
 - **threads**: four threads that solve and take gradients through one flow.
 
 What is reported is a slope a thousand iterations with its 95 % interval, of twenty means over the last four fifths (the
-first fifth is warm-up): of resident memory, and of the time of the process relative to the median of what is like it.
+first fifth is warm-up): of resident memory, and of the process's time, divided by that of a fixed piece of work just
+before and relative to the median of what is like it: others may use the machine too.
 """
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import threading
@@ -249,10 +251,12 @@ class Record:
     """One number of each for every iteration.
 
     Attributes:
+        beats: seconds that a fixed piece of work took just before.
         like: what the iteration is like; times are compared with the median of these.
     """
 
     seconds: list[float] = field(default_factory=list)
+    beats: list[float] = field(default_factory=list)
     bytes: list[float] = field(default_factory=list)
     like: list[object] = field(default_factory=list)
     failures: int = 0
@@ -260,19 +264,23 @@ class Record:
     def run(self, like: object, job: Job) -> None:
         """Run an iteration."""
         start = time.process_time()
+        beat()
+        middle = time.process_time()
         self.failures += job()
-        self.seconds.append(time.process_time() - start)
+        self.seconds.append(time.process_time() - middle)
+        self.beats.append(middle - start)
         self.bytes.append(resident())
         self.like.append(like)
 
     def row(self, part: str) -> dict[str, Any]:
         """What is kept of it."""
         warm = int(WARM_UP * len(self.seconds))
-        of = {
-            like: [s for s, other in zip(self.seconds, self.like, strict=True) if other == like] for like in self.like
-        }
+        paces = [seconds / beat for seconds, beat in zip(self.seconds, self.beats, strict=True)]
+        of: dict[object, list[float]] = {}
+        for like, pace in zip(self.like, paces, strict=True):
+            of.setdefault(like, []).append(pace)
         medians = {like: statistics.median(values) for like, values in of.items()}
-        relative = [s / medians[like] for s, like in zip(self.seconds, self.like, strict=True)]
+        relative = [pace / medians[like] for like, pace in zip(self.like, paces, strict=True)]
         return {
             "part": part,
             "count": len(self.seconds),
@@ -284,10 +292,20 @@ class Record:
         }
 
 
+_BEAT = torch.ones(48, 48) / 48
+
+
+def beat() -> None:
+    """A fixed piece of work, about two milliseconds of small operations."""
+    x = _BEAT
+    for _ in range(200):
+        x = torch.tanh(x @ _BEAT)
+
+
 def resident() -> float:
     """Bytes of this process that lie in memory."""
     pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
-    return float(pages) * 4096
+    return float(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def slope(values: Sequence[float]) -> list[float]:

@@ -1018,3 +1018,13 @@ def test_a_soak_of_all_parts(tmp_path, capsys) -> None:
     }
     assert rows["solves"]["failures"] == 5
     assert "kB a 1,000" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_nothing_grows_over_thousands_of_solves_and_steps(tmp_path) -> None:
+    """In a process of its own, whose memory nobody else uses; an interval wholly above the bound would be growth."""
+    command = [sys.executable, FOLDER / "soak.py", "--json", tmp_path / "x.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    for row in json.loads((tmp_path / "x.json").read_text())["rows"]:
+        assert row["memory_kilobytes"][0] < 1000, row  # a megabyte a thousand
+        assert row["time_percent"][0] < 10, row
