@@ -219,6 +219,7 @@ def measured(code, folder):
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
 
+@pytest.mark.ci
 def test_hostile_checkpoints_do_nothing(tmp_path) -> None:
     (tmp_path / "files").mkdir()
     torch.save(content(), tmp_path / "good.ckpt")
@@ -403,6 +404,7 @@ print(json.dumps(done))
 """
 
 
+@pytest.mark.ci
 def test_hostile_data_are_refused(tmp_path) -> None:
     pytest.importorskip("anndata")
     for number, (make, expression) in enumerate(DATA.values()):
