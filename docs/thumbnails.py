@@ -28,6 +28,7 @@ PARTS: dict[str, tuple[int, Box]] = {
     "solvers_and_gradients": (0, (0.552, 0.075, 0.905, 0.52)),
     "the_algebra_of_what_was_learned": (0, (0.5175, 0.281, 0.8955, 0.47)),
     "transformations_and_times": (2, (0.52, 0.377, 0.897, 0.621)),
+    "without_labels": (0, (0.0, 0.065, 0.625, 1.0)),
     "your_own_model": (2, (0.56, 0.076, 0.886, 0.87)),
 }
 
