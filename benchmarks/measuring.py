@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
 
 # --- time -----------------------------------------------------------------------------------------------
 
@@ -81,16 +82,18 @@ def interleave(
     warmup: int = 2,
     budget: float = math.inf,
     least: float = 3e-3,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time calls in one process, interleaved.
 
     Arguments:
         calls: name → what to time, without arguments.
-        device: CUDA is timed by events on the current stream, everything else by `time.perf_counter`.
+        device: CUDA is timed by events on the current stream, everything else by the clock.
         rounds: timed rounds.
         warmup: untimed calls of each before.
         budget: seconds after which no further round begins; three rounds are run in any case.
         least: calls shorter than this many seconds are repeated within a round until it is filled.
+        clock: `time.process_time` where others use the machine too, and one thread runs.
 
     Returns:
         name → `Timing`.
@@ -99,7 +102,7 @@ def interleave(
     for name, call in calls.items():
         for _ in range(warmup):
             call()
-        repeats[name] = min(1000, max(1, math.ceil(least / max(stopwatch(call, 1, device), 1e-7))))
+        repeats[name] = min(1000, max(1, math.ceil(least / max(stopwatch(call, 1, device, clock), 1e-7))))
     gc.collect()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle, start = list(calls), random.Random(0).shuffle, time.perf_counter()
@@ -108,11 +111,11 @@ def interleave(
             break
         shuffle(order)
         for name in order:
-            seconds[name].append(stopwatch(calls[name], repeats[name], device))
+            seconds[name].append(stopwatch(calls[name], repeats[name], device, clock))
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def stopwatch(call: Call, repeats: int, device: torch.device) -> float:
+def stopwatch(call: Call, repeats: int, device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Seconds a call, averaged over `repeats` calls in a row; on CUDA the device's own time, launches included."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -123,10 +126,10 @@ def stopwatch(call: Call, repeats: int, device: torch.device) -> float:
         end.record()
         torch.cuda.synchronize(device)
         return float(start.elapsed_time(end)) * 1e-3 / repeats
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - begin) / repeats
+    return (clock() - begin) / repeats
 
 
 @contextlib.contextmanager

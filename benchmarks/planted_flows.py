@@ -32,7 +32,6 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
-import json
 import math
 import statistics
 import time
@@ -42,13 +41,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import machine, one_line, print_table, write_json
+from report import one_line, print_table
+from rows import Numbers, Row, completed
 from torch import Tensor, nn
 
 import cflow
 from cflow import SpikeSlab, metrics, nets
 
-SCHEMA = 1
 DIM, FLOWS, INTERVALS, NOISE, MIXTURES = 8, 6, 8, 0.05, 16
 HELD_OUT = 300  # sequences
 PROBLEMS = ("direct", "mapped")
@@ -58,7 +57,6 @@ LEARN_PRIOR = ("sparse", "up to three", "no annealing")
 STEPS = {"direct": 600, "mapped": 1000}  # encoder and decoder take longer
 MUST = {"f1": 0.9, "cosine": 0.95, "off": 0.02}
 HEADER = ("", "F1", "rotation", "contraction", "nonlinear", "off", "bound", "rollout", "CPU s", "seeds")
-Numbers = dict[str, float]
 
 
 # --- the truth ------------------------------------------------------------------------------------------------
@@ -347,26 +345,11 @@ def learned(way: str, problem: str, seed: int, sequences: int, steps: int) -> Nu
 # --- the table ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
-    """One training, and how to do it."""
-
-    problem: str
-    way: str
-    seed: int
-    run: Callable[[], Numbers]
-
-    @property
-    def key(self) -> str:
-        """What it is kept under."""
-        return f"{self.problem}/{self.way}/{self.seed}"
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Lines: problem, way, and of each score mean and worst over the seeds."""
     lines = []
-    for problem, way in dict.fromkeys((row["problem"], row["way"]) for row in rows):
-        own = [row for row in rows if (row["problem"], row["way"]) == (problem, way)]
+    for problem, way in dict.fromkeys((row["case"], row["method"]) for row in rows):
+        own = [row for row in rows if (row["case"], row["method"]) == (problem, way)]
 
         def cell(name: str, worst: Callable[[list[float]], float], digits: int, own: list[Any] = own) -> str:
             values = [row[name] for row in own]
@@ -380,7 +363,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def marks(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Lines: problem, seed, and whether each mark is reached by the sparse flows."""
-    found = {(row["problem"], row["way"], row["seed"]): row for row in rows}
+    found = {(row["case"], row["method"], row["seed"]): row for row in rows}
     lines = []
     for (problem, way, seed), row in found.items():
         if way != "sparse":
@@ -397,13 +380,9 @@ def marks(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def show(document: Mapping[str, Any]) -> None:
     """Print what is there."""
     print(one_line(document["machine"]))
-    rows = list(document["rows"].values())
-    print(
-        "\nMean (worst) over the seeds; |cosine| of rotation, contraction, nonlinear field; bound in nats an interval"
-    )
-    print_table(
-        ["", "F1", "rotation", "contraction", "nonlinear", "off", "bound", "rollout", "CPU s", "seeds"], table(rows)
-    )
+    rows = sorted(document["rows"].values(), key=lambda row: PROBLEMS.index(row["case"]))
+    print("\nMean (worst) over the seeds; |cosine| of the three fields; bound in nats an interval")
+    print_table(HEADER, table(rows))
     print("\nMarks of the sparse flows: " + ", ".join(f"{name} {value}" for name, value in MUST.items()))
     print_table(["", "F1", "cosine", "off", "ahead of dense", "ahead of one flow"], marks(rows))
 
@@ -414,10 +393,11 @@ def rows_of(asked: argparse.Namespace, sequences: int, steps: Mapping[str, int])
         for problem in asked.problems:
             for seed in asked.seeds:
                 run = functools.partial(learned, way, problem, seed, sequences, steps[problem])
-                yield Row(problem, way, seed, run)
+                yield Row("planted", way, problem, seed, run)
     if asked.trials:
         for way in TRIALS:
-            yield Row("direct", way, 0, functools.partial(learned, way, "direct", 0, sequences, steps["direct"]))
+            run = functools.partial(learned, way, "direct", 0, sequences, steps["direct"])
+            yield Row("planted", way, "direct", 0, run)
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -437,20 +417,8 @@ def main(given: Sequence[str] | None = None) -> None:
     asked = arguments(given)
     torch.set_num_threads(1)
     sequences, steps = (40, dict.fromkeys(PROBLEMS, 12)) if asked.quick else (2000, STEPS)
-    document: dict[str, Any] = {"schema": SCHEMA, "sequences": sequences, "steps": steps, "rows": {}}
-    if asked.json.exists():
-        kept = json.loads(asked.json.read_text(encoding="utf-8"))
-        if any(kept.get(name) != document[name] for name in ("schema", "sequences", "steps")):
-            raise SystemExit(f"{asked.json} was made with other settings; move it away or name another --json")
-        document["rows"] = kept["rows"]
-    document["machine"] = machine(torch.device("cpu"))
-    for row in rows_of(asked, sequences, steps):
-        if row.key not in document["rows"]:
-            found = row.run()
-            document["rows"][row.key] = {"problem": row.problem, "way": row.way, "seed": row.seed} | found
-            print(row.key, " ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
-            write_json(asked.json, document)
-    show(document)
+    settings = {"sequences": sequences, "steps": steps}
+    show(completed(rows_of(asked, sequences, steps), asked.json, settings))
 
 
 if __name__ == "__main__":

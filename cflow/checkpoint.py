@@ -174,6 +174,8 @@ def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:
                 raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts are compressed)")
             if sum(part.file_size for part in parts) > size:
                 raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts overlap)")
+            if any(part.filename.endswith("constants.pkl") for part in parts):
+                raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch, but a program (TorchScript)")
             broken = archive.testzip()
             pickles = [archive.read(part) for part in parts if part.filename.endswith(".pkl")] if not broken else []
     except DataError:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
+from .modes import unreadable
 
 
 def positive_int(name: str, x: int) -> int:
@@ -50,10 +51,33 @@ def at_least(name: str, x: float, least: int) -> None:
         raise ArgumentError(f"{name}={x!r} must be at least {least}.")
 
 
+def instance(name: str, x: object, kind: type | tuple[type, ...], wanted: str) -> None:
+    """Raise an ArgumentTypeError, that says what is wanted, for an object of another class."""
+    if not isinstance(x, kind):
+        raise ArgumentTypeError(f"{name}: expected {wanted}, got {type(x).__name__}")
+
+
+def finite_number(name: str, x: float) -> float:
+    """The argument as a float.
+
+    Raises:
+        ArgumentError: it is no finite number.
+    """
+    if isinstance(x, bool) or not isinstance(x, numbers.Real) or not math.isfinite(x):
+        raise ArgumentError(f"{name}: expected a finite number, got {x!r}")
+    return float(x)
+
+
 def all_finite(x: Tensor) -> bool:
     """Whether there is no NaN or infinity. Where all is well it is one sum and one read of the device."""
     x = x.detach()
     return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())  # a sum may overflow
+
+
+def finite(name: str, x: Tensor) -> None:
+    """Raise an ArgumentError for a tensor with NaN or infinity, unless its values may not be read or there are none."""
+    if not (x.is_meta or unreadable(x) or all_finite(x)):
+        raise ArgumentError(f"{name}: expected finite numbers, got NaN or infinity")
 
 
 def float_images(name: str, x: object) -> Tensor:

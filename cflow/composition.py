@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
+from .checks import at_least, finite, finite_number, instance, positive_int
 from .data import PERIODS, compose
 from .data.transformations import Transformation
 from .errors import ArgumentError
@@ -37,6 +38,10 @@ class Composition:
             other numbers than 0 and 1 do to images is not known.
         starts: times at which the pieces begin, S numbers that increase; amounts are 0 at the first.
 
+    Raises:
+        ArgumentError: no pieces, pieces of different lengths, numbers that are not finite, or starts that do not
+            increase.
+
     Example:
         >>> turn_then_recolour = Composition(((0, 1, 0), (0, 0, 1)), starts=(0.0, 4.0))
         >>> turn_then_recolour.amounts(torch.tensor([0.0, 3.0, 6.0])).tolist()
@@ -45,6 +50,20 @@ class Composition:
 
     weights: tuple[tuple[float, ...], ...]
     starts: tuple[float, ...] = (0.0,)
+
+    def __post_init__(self) -> None:
+        counts = {len(piece) if isinstance(piece, Sequence) else 0 for piece in self.weights}
+        if len(counts) != 1 or 0 in counts or isinstance(self.weights, str):
+            raise ArgumentError(
+                f"weights: expected pieces of K numbers each, such as ((0, 1, 0),), got {self.weights!r}"
+            )
+        for name, numbers in (("weights", itertools.chain(*self.weights)), ("starts", self.starts)):
+            for number in numbers:
+                finite_number(name, number)
+        if len(self.starts) != len(self.weights) or any(b <= a for a, b in itertools.pairwise(self.starts)):
+            raise ArgumentError(
+                f"starts: expected {len(self.weights)} times that increase, one of each piece, got {self.starts!r}"
+            )
 
     def amounts(self, t: Tensor) -> Tensor:
         """How far each transformation has come at times t (N,): (N, K)."""
@@ -93,17 +112,29 @@ class Composition:
 
 
 def single(k: int, count: int) -> Composition:
-    """Transformation k of a number of them alone."""
+    """Transformation k of a number of them alone.
+
+    Raises:
+        ArgumentError: there is none of that number.
+    """
     return Composition((_one_hot((k,), count),))
 
 
 def together(chosen: Sequence[int], count: int) -> Composition:
-    """Some transformations at the same time, each at its own speed."""
+    """Some transformations at the same time, each at its own speed.
+
+    Raises:
+        ArgumentError: none, or one that there is not or that is named twice.
+    """
     return Composition((_one_hot(chosen, count),))
 
 
 def one_after_another(chosen: Sequence[int], count: int, times: Sequence[float]) -> Composition:
-    """Some transformations, each from a time on and until the next one begins."""
+    """Some transformations, each from a time on and until the next one begins.
+
+    Raises:
+        ArgumentError: none, one that there is not, or another number of times than of transformations.
+    """
     return Composition(tuple(_one_hot((k,), count) for k in chosen), tuple(times))
 
 
@@ -111,7 +142,7 @@ def flow_weights(given: Tensor, flows: Flows) -> Tensor:
     """Weights of flows (…, flows) for amounts of transformations a frame (…, K).
 
     Raises:
-        ArgumentError: `flows` that name none for a transformation.
+        ArgumentError, ArgumentTypeError: no amounts, or `flows` that name none for a transformation.
 
     Example:
         >>> flow_weights(torch.tensor([1.0, 0.5]), [1, 0])
@@ -119,12 +150,14 @@ def flow_weights(given: Tensor, flows: Flows) -> Tensor:
         >>> flow_weights(torch.tensor([1.0, 0.5]), torch.tensor([[0.0, 0.0, -0.8], [2.0, 0.0, 0.0]]))
         tensor([ 1.0000,  0.0000, -0.8000])
     """
+    instance("given", given, Tensor, "a tensor (…, K)")
     if flows is None:
         return given
     count = given.shape[-1]
     if isinstance(flows, Tensor):
         if flows.ndim != 2 or len(flows) != count:
             raise ArgumentError(f"flows: expected weights ({count}, flows), got {tuple(flows.shape)}")
+        finite("flows", flows)
         return given @ flows.to(given)
     if sorted(flows) != list(range(count)):
         raise ArgumentError(f"flows: expected each of 0 to {count - 1} once, got {list(flows)}")
@@ -167,7 +200,8 @@ def errors(
         flows: the flow of each transformation, where that is not its number.
 
     Raises:
-        ArgumentError: a model that encodes several frames, or `flows` that name none for a transformation.
+        ArgumentError, ArgumentTypeError: no model, one that encodes several frames, fewer than two frames, or `flows`
+            that name none for a transformation.
 
     Example:
         >>> from cflow import nets
@@ -177,6 +211,8 @@ def errors(
         >>> found["switch"].shape, found["switch/no_flow"].shape
         (torch.Size([2]), torch.Size([2]))
     """
+    instance("vae", vae, FlowVAE, "a cflow.FlowVAE")
+    at_least("num_frames", num_frames, 2)
     if vae.encode_frames is not None:
         raise ArgumentError(f"vae: expected a model that encodes one frame, got encode_frames={vae.encode_frames}")
     count, last = len(transformations), num_frames - 1
@@ -242,6 +278,9 @@ def _commutator(
 
 
 def _one_hot(chosen: Sequence[int], count: int) -> tuple[float, ...]:
+    positive_int("count", count)
+    if not chosen or any(k not in range(count) for k in chosen) or len(set(chosen)) < len(chosen):
+        raise ArgumentError(f"k, chosen: expected some of 0 to {count - 1}, each once, got {list(chosen)}")
     return tuple(float(k in chosen) for k in range(count))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .errors import ArgumentError
 from .potentials.autograd import twin
+from .potentials.base import called
 from .potentials.field import Linearization, RecordedLinearization, Tensors, Time, VelocityField
 
 
@@ -57,7 +58,8 @@ def rate(net: nn.Module, z: Tensor, t: Tensor) -> Tensor:
     Raises:
         ArgumentError: the module returns something else than (R,) or (R, 1).
     """
-    g: object = net(z, t.expand(len(z)))
+    with called(f"growth: {type(net).__name__}", "g(z (B, D), t (B,)) -> (B,)"):
+        g: object = net(z, t.expand(len(z)))
     if not isinstance(g, Tensor) or g.shape not in ((len(z),), (len(z), 1)):
         got = tuple(g.shape) if isinstance(g, Tensor) else type(g).__name__
         raise ArgumentError(f"growth: {type(net).__name__}(z, t) must return a tensor (B,) = ({len(z)},), got {got}")

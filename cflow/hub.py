@@ -6,10 +6,12 @@ Neither file runs code: the first names classes of cflow with plain values, the 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import inspect
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -19,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ArgumentError, ArgumentTypeError, DataError, DependencyError
+from .reading import small_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CHECKSUM = "sha256"  # of the weights, which have none of their own
 ROOT = "model"
 
 # What a file may name → the room it is in; looked up when it is asked for, as the rooms above use this one.
@@ -92,14 +96,16 @@ class Pretrained(nn.Module):
                 f"save_pretrained: {type(self).__name__} was changed after it was made ({wrong}); keep "
                 "model.state_dict(), and make the model in your code"
             )
-        content = {"library": "cflow", "model": model, **({"options": dict(options)} if options else {})}
+        content: dict[str, Any] = {"library": "cflow", "model": model}
+        content |= {"options": dict(options)} if options else {}
         # parts that two modules share are written twice: the format has no references
         copies = {name: value.contiguous().clone() for name, value in state.items()}
+        weights = _safetensors().save(copies, metadata={"format": "pt"})
+        content[CHECKSUM] = hashlib.sha256(weights).hexdigest()
         try:
             text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ArgumentError(f"options: expected plain values, {_line(error)}") from None
-        weights = _safetensors().save(copies, metadata={"format": "pt"})
         _put(Path(folder), {WEIGHTS: weights, CONFIG: f"{text}\n".encode()})
 
     @classmethod
@@ -156,7 +162,7 @@ def read_config(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not Path(folder).is_dir():
         raise ArgumentError(f"folder: there is no folder {str(folder)!r}")
     try:
-        content = json.loads((Path(folder) / CONFIG).read_bytes())
+        content = json.loads(small_file(Path(folder) / CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"folder: {str(folder)!r} has no readable {CONFIG} ({_line(error)})") from None
     if not isinstance(content, dict) or content.get("library") != "cflow" or "model" not in content:
@@ -172,7 +178,13 @@ def read_weights(folder: str | os.PathLike[str]) -> dict[str, Tensor]:
         DependencyError: the package safetensors is not installed.
     """
     file, load = Path(folder) / WEIGHTS, _safetensors().load_file
+    wanted = read_config(folder).get(CHECKSUM)
     try:
+        if wanted is not None and file.is_file():
+            with file.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != wanted:
+                raise ValueError(f"its checksum is not the one in {CONFIG}; get both anew")
         state: dict[str, Tensor] = load(file)
     except Exception as error:  # the parser has an error of its own, and others of the system's
         raise DataError(f"folder: {str(file)!r} cannot be read as safetensors ({_line(error)})") from None
@@ -267,7 +279,7 @@ def _arguments(kind: type) -> Mapping[str, inspect.Parameter]:
 
 def _put(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write files; whatever goes wrong, those that were there before are whole."""
-    partial = {name: folder / f".{name}.partial" for name in files}
+    partial = {name: folder / f".{name}.{secrets.token_hex(4)}.partial" for name in files}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():

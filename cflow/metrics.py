@@ -8,7 +8,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .checks import positive_int
+from .checks import all_finite, instance, positive_int
 from .errors import ArgumentError, ArgumentTypeError
 from .fields import Part
 from .flow import PotentialFlow
@@ -26,6 +26,7 @@ from .vae import FlowVAE, zero_states
 from .vp_score import vp_score as vp_score
 
 PARTS: tuple[Part, ...] = ("gradient", "solenoidal")
+SLACK = 0.05  # by which probabilities in bfloat16 may miss the sum of 1
 ROWS = 1024  # latent states that `log_likelihood` flows and decodes at once
 
 
@@ -53,6 +54,7 @@ def equivariance_error(
     References:
         Song, Keller, Sebe, Welling, 2023, arXiv:2309.13167, §4.
     """
+    _check_vae(vae)
     first = vae.encode_frames or 1
     times = parse_frames(x, t, encoded=first).times
     return _l1(vae.traverse(vae.encoder_input(x), k, times, context=context)[first:], x, first)
@@ -63,13 +65,13 @@ def copy_input(x: Tensor, *, encode_frames: int | None = None) -> Tensor:
 
     Frame m−1 is the nearest to the frames m..T that are then asked for, (T+1−m, B), and so the best trivial answer.
     """
-    first = encode_frames or 1
+    first = _encoded(encode_frames)
     return _l1(parse_frames(x, encoded=first).x[:, first - 1][None], x, first)
 
 
 def black(x: Tensor, *, encode_frames: int | None = None) -> Tensor:
     """Error (T, B) of answering with a black image; (T+1−m, B) of frames m..T with `encode_frames=m`."""
-    first = encode_frames or 1
+    first = _encoded(encode_frames)
     return _l1(torch.zeros_like(parse_frames(x, encoded=first).x[:, 0])[None], x, first)
 
 
@@ -79,6 +81,7 @@ def no_flow(vae: FlowVAE, x: Tensor) -> Tensor:
 
     With `encode_frames=m` for frames m..T, (T+1−m, B); the state is that of the first frame then too.
     """
+    _check_vae(vae)
     first = vae.encode_frames or 1
     still = vae.decode(vae.encode(vae.encoder_input(parse_frames(x, encoded=first).x)))
     return _l1(still[None], x, first)
@@ -93,6 +96,7 @@ def baselines(vae: FlowVAE, x: Tensor, k: SelectionLike = None, t: TimesLike | N
         >>> sorted(baselines(vae, torch.rand(2, 3, 3, 28, 28)))
         ['black', 'copy_input', 'no_flow']
     """
+    _check_vae(vae)
     m = vae.encode_frames
     return {
         "copy_input": copy_input(x, encode_frames=m),
@@ -137,6 +141,7 @@ def log_likelihood(
     References:
         Burda, Grosse, Salakhutdinov: Importance weighted autoencoders, 2015, arXiv:1509.00519.
     """
+    _check_vae(vae)
     num_samples = positive_int("num_samples", num_samples)
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(
@@ -180,10 +185,11 @@ def log_likelihood_bound(vae: FlowVAE, num_frames: int = 1) -> float:
         >>> round(log_likelihood_bound(vae), 1)
         -2161.3
     """
+    _check_vae(vae)
     log_scale = getattr(vae.decoder, "log_scale", None)
     if not isinstance(log_scale, Tensor) or log_scale.numel() != 1:
         return math.inf
-    pixels = num_frames * vae.decode(zero_states(vae, 1))[0].numel()
+    pixels = positive_int("num_frames", num_frames) * vae.decode(zero_states(vae, 1))[0].numel()
     return -pixels * (float(log_scale) + 0.5 * math.log(2 * math.pi))
 
 
@@ -221,6 +227,7 @@ def reconstruction_l1(vae: FlowVAE, x: Tensor) -> Tensor:
 
     With `encode_frames=m` of x (B, m, …), at the first of the m frames.
     """
+    _check_vae(vae)
     made = vae.decode(vae.encode(x))
     return _distance(made, x if vae.encode_frames is None else x[:, 0], lead=1)
 
@@ -254,6 +261,7 @@ def not_gradient(
         >>> bool((not_gradient(PotentialFlow(None, solenoidal=SkewLinear(4)), z) > 0.999).all())
         True
     """
+    instance("flow", flow, PotentialFlow, "a cflow.PotentialFlow")
     with full_precision(z.device.type if isinstance(z, Tensor) else "cpu"), recorded():
         z = ordinary(z.detach()).requires_grad_() if isinstance(z, Tensor) and z.is_floating_point() else z
         v = flow.velocity(z, k, t, context)
@@ -291,6 +299,7 @@ def parts_along_paths(
         >>> {name: tuple(x.shape) for name, x in parts_along_paths(vae, torch.rand(2, 3, 3, 28, 28), 0).items()}
         {'not_gradient': (3, 2), 'mean_square/gradient': (3, 2), 'mean_square/solenoidal': (3, 2)}
     """
+    _check_vae(vae)
     times = parse_frames(x, t, encoded=vae.encode_frames or 1).times
     flow, path = vae.flow, vae.flow.trajectory(vae.encode(vae.encoder_input(x)), k, times)
     points = list(zip(path, times.values, strict=True))
@@ -405,6 +414,15 @@ def expected_calibration_error(q: Tensor, k: Tensor, *, bins: int = 15) -> float
     return float(torch.zeros(bins, dtype=torch.float64).index_add_(0, place, surplus).abs().sum()) / len(k)
 
 
+def _encoded(frames: int | None) -> int:
+    """How many frames a trivial answer has seen."""
+    return 1 if frames is None else positive_int("encode_frames", frames)
+
+
+def _check_vae(vae: FlowVAE) -> None:
+    instance("vae", vae, FlowVAE, "a cflow.FlowVAE")
+
+
 def _checked_flows(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (N, K) and integers (N,) on the CPU."""
     for name, x, is_float in (("q", q, True), ("k", k, False)):
@@ -419,6 +437,8 @@ def _checked_flows(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         )
     if int(k.min()) < 0 or int(k.max()) >= q.shape[1]:
         raise ArgumentError(f"k: expected transformations 0 to {q.shape[1] - 1}, got {int(k.min())} to {int(k.max())}")
+    if not all_finite(q) or bool((q < 0).any()) or bool((q.sum(-1) - 1).abs().max() > SLACK):
+        raise ArgumentError("q: expected probabilities (N, K), whose rows are not negative and sum to 1")
     return q.detach().cpu(), k.cpu().long()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.nn.functional import softplus
 
-from .errors import ArgumentError
+from .checks import positive_int, positive_number
 from .selection import SelectionLike, parse_selection
 from .times import TimesLike, as_time_tensor
 
@@ -36,11 +36,8 @@ class DiffusionPrior(nn.Module):
 
     def __init__(self, dim: int, num_flows: int = 1, *, initial: float = 0.1) -> None:
         super().__init__()
-        if dim < 1 or num_flows < 1:
-            raise ArgumentError(f"dim, num_flows: expected both ≥ 1, got {dim} and {num_flows}")
-        if not initial > 0:
-            raise ArgumentError(f"initial: expected a diffusion coefficient > 0, got {initial!r}")
-        self.dim, self.num_flows = dim, num_flows
+        self.dim, self.num_flows = positive_int("dim", dim), positive_int("num_flows", num_flows)
+        positive_number("initial", initial)
         self.raw = nn.Parameter(torch.full((num_flows,), math.log(math.expm1(initial))))
 
     @property

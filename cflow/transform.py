@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 from .selection import SelectionLike, parse_selection
 from .times import Times, TimesLike, as_time_tensor
 
@@ -67,6 +67,8 @@ class FlowTransform(Transform):
     def __init__(
         self, flow: Flow, k: SelectionLike, t: TimesLike, context: Tensor | None = None, cache_size: int = 0
     ) -> None:
+        if not callable(getattr(flow, "solve", None)):
+            raise ArgumentTypeError(f"flow: expected a cflow.PotentialFlow, got {type(flow).__name__}")
         super().__init__(cache_size=cache_size)
         self.flow, self.k, self.context = flow, k, context
         self.t = Times(as_time_tensor(t))

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-collect_ignore = ["faults.py", "conftest.py"]  # no tests: a program that runs them, and this
+collect_ignore = ["faults.py", "mutants.py", "conftest.py"]  # no tests: programs that run them, and this
 
 
 def pytest_configure(config):

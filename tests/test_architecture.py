@@ -18,7 +18,7 @@ ROOT = Path(cflow.__file__).parent
 REPOSITORY = Path(__file__).resolve().parents[1]
 # what comes later may import what comes before; rooms of one row may import each other, but not in a circle
 ROWS = [
-    "errors modes checks hub",
+    "errors modes checks reading hub",
     "times selection frames",
     "potentials",
     "divergence_free solenoidal growth",
@@ -37,7 +37,7 @@ ROWS = [
     "composition",
     "training",
 ]
-DATA = {"errors", "modes", "checks", "times", "data"}
+DATA = {"errors", "modes", "checks", "reading", "times", "data"}
 
 
 def modules(root: Path) -> dict[str, Path]:

@@ -77,6 +77,8 @@ def trees():
 def test_benchmarks_use_the_public_api_only(trees) -> None:
     seen = set()
     for name, tree in trees.items():
+        if name == "check_cost":  # which takes checks out, and so knows where they are
+            continue
         for module, what in imports(tree):
             if module.split(".")[0] == "cflow":
                 whole = module if what is None or module != "cflow" or what in cflow.__all__ else f"{module}.{what}"
@@ -948,3 +950,81 @@ def test_the_leaderboard_goes_on_and_prints_its_table(tmp_path, capsys, monkeypa
     assert "to do: 0.00 CPU hours" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="other settings"):
         board.main([*line[1:], "--steps", "7"])
+
+
+# --- what lasts, and what checks cost ------------------------------------------------------------------------
+
+
+def test_checks_are_found_taken_out_and_put_back() -> None:
+    cost, problem = script("check_cost"), problem_of(small())
+    flow = cflow.PotentialFlow(problem.net, solver="dopri5")
+    bad = problem.z0 * float("nan")
+    with cost.unchecked(), torch.no_grad():
+        assert flow.velocity(bad, problem.w, 0.0).isnan().all()
+        assert flow(problem.z0, problem.w, (1.0, 1.0)).equal(problem.z0)
+        for module, path, other in cost.CHECKS:
+            owner = importlib.import_module(f"cflow.{module}")
+            for part in path.split("."):
+                owner = getattr(owner, part)
+            assert owner is other
+    with pytest.raises(cflow.IntegrationError, match="z0"):
+        flow(bad, problem.w, (0.0, 1.0))
+    with pytest.raises(cflow.ArgumentError, match="turn back"):
+        flow(problem.z0, problem.w, (0.0, 1.0, 0.5))
+
+
+@pytest.mark.ci
+def test_the_cost_of_checks(tmp_path) -> None:
+    cost = script("check_cost")
+    cost.main(["--size", "3,2,4", "--rounds", "3", "--json", str(tmp_path / "x.json")])
+    rows = json.loads((tmp_path / "x.json").read_text())["rows"]
+    assert [(row["potential"], row["call"]) for row in rows] == [
+        (net, call) for net in ("closed form", "user's module") for call in ("inference", "training")
+    ]
+    assert all(row["with"]["median"] > 0 < row["without"]["median"] for row in rows)
+
+
+def test_the_slope_of_a_soak_has_its_confidence() -> None:
+    soak, noise = script("soak"), torch.Generator().manual_seed(0)
+    inside = 0
+    for _ in range(200):
+        flat = torch.randn(400, generator=noise).tolist()
+        low, found, high = soak.slope([0.002 * i + x for i, x in enumerate(flat)])
+        assert low < found < high
+        inside += low < 2.0 < high
+    assert 180 <= inside < 200  # 95 % of them
+
+
+def test_a_soak_sees_what_grows() -> None:
+    record, kept = script("soak").Record(), []
+    for _ in range(60):
+        record.run(None, lambda: bool(kept.append(torch.ones(1 << 18))))  # a megabyte each
+    low, found, _ = record.row("leak")["memory_kilobytes"]
+    assert low > 0.9e6
+    assert found == pytest.approx(1.05e6, rel=0.05)
+    assert record.row("leak")["failures"] == 0
+
+
+@pytest.mark.ci
+def test_a_soak_of_all_parts(tmp_path, capsys) -> None:
+    counts = ["--solves", "30", "--steps", "25", "--workers", "25", "--threads", "25"]
+    script("soak").main([*counts, "--json", str(tmp_path / "x.json")])
+    rows = {row["part"]: row for row in json.loads((tmp_path / "x.json").read_text())["rows"]}
+    assert {name: row["count"] for name, row in rows.items()} == {
+        "solves": 30,
+        "steps": 25,
+        "workers": 25,
+        "threads": 25,
+    }
+    assert rows["solves"]["failures"] == 5
+    assert "kB a 1,000" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_nothing_grows_over_thousands_of_solves_and_steps(tmp_path) -> None:
+    """In a process of its own, whose memory nobody else uses; an interval wholly above the bound would be growth."""
+    command = [sys.executable, FOLDER / "soak.py", "--json", tmp_path / "x.json"]
+    subprocess.run(command, check=True, capture_output=True)
+    for row in json.loads((tmp_path / "x.json").read_text())["rows"]:
+        assert row["memory_kilobytes"][0] < 1000, row  # a megabyte a thousand
+        assert row["time_percent"][0] < 10, row

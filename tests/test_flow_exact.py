@@ -324,6 +324,11 @@ class Recorder(torch.nn.Module):
         return (torch.sin(z) * torch.cos(t)[:, None]).sum(-1)
 
 
+def test_a_schedule_of_no_length_at_time_0_is_the_identity():
+    flow, z0 = PotentialFlow(cflow.QuadraticPotential(torch.eye(2)[None])), torch.randn(3, 2)
+    assert torch.equal(flow(z0, Schedule([0.0, 0.0], [0]), (0.0, 0.0)), z0)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("per_sample", [False, True])
 def test_potential_is_never_evaluated_outside_the_times(method, per_sample):

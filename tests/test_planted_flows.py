@@ -118,7 +118,7 @@ def test_rows_go_on_and_the_tables_are_printed(planted, tmp_path, capsys, monkey
     assert [row.split()[0] for row in printed.splitlines() if row.startswith("direct, ")] == ["direct,"] * 4
     assert "direct, one flow" in printed
     rows = json.loads(kept.read_text(encoding="utf-8"))["rows"]
-    assert set(rows) == {f"direct/{way}/0" for way in planted.WAYS}
+    assert set(rows) == {f"planted/{way}/direct/0" for way in planted.WAYS}
     assert all(0 <= row["f1"] <= 1 and row["cosine"] <= row["cosine/0"] <= 1 for row in rows.values())
     monkeypatch.setattr(planted, "learned", lambda *_: pytest.fail("a row is computed twice"))
     planted.main(line)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ..checks import instance
 from ..errors import ArgumentError, DataError, DependencyError, did_you_mean
 from .factor_sets import DSPRITES, DSPRITES_FILE, FALCOR3D, ISAAC3D, SHAPES3D
 from .scenes import SHAPES, hall, kitchen, paint, room, sprite
@@ -53,6 +54,7 @@ def make_factor_files(kind: str, root: str | os.PathLike[str], sizes: Sequence[i
     for (factor, most), count in zip(factors.items(), counts, strict=True):
         if factor in ("shape", "object_shape", "color") and count > most:
             raise ArgumentError(f"sizes: {factor} has at most {most} values, got {count}")
+    instance("root", root, (str, os.PathLike), "the path of a folder")
     folder = Path(root)
     if (folder / name).exists():
         raise DataError(f"root={str(root)!r}: there is {name} already, which is left alone; give another folder")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ArgumentError, ArgumentTypeError, DataError
+from ..reading import npz_array
 from .factors import FactorGrid
 from .stored import BinaryImages, HDF5Images, PNGImages
 
@@ -33,6 +34,7 @@ ISAAC3D = {
     "object_color": 4,
     "wall_color": 4,
 }
+MOST_IMAGES = 5_000_000  # of a grid, every one of which is looked up in tables
 DSPRITES = {"color": 1, "shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 DSPRITES_FILE = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"
 
@@ -75,7 +77,7 @@ class Shapes3D(FactorGrid):
     ) -> None:
         path = find(root, "3dshapes.h5", "shapes3d", "https://github.com/google-deepmind/3d-shapes")
         images = HDF5Images(path, "images", (64, 64, 3))
-        labels = None if sizes is not None else images.array("labels")[:]
+        labels = None if sizes is not None else images.array("labels")
         super().__init__(
             images, known_sizes(SHAPES3D, sizes, labels, images.count, path), factors, num_frames, str(path)
         )
@@ -236,14 +238,14 @@ def load_array(path: Path, name: str | None = None) -> npt.NDArray[Any]:
         DataError: it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            array: npt.NDArray[Any] = found if name is None else found[name]
+        array: npt.NDArray[Any]
+        # in place, a header cannot say more than there is
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if name is None else npz_array(path, name)
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; it says how many values factors have, or data.sizes") from None
     except KeyError:
         raise DataError(f"{path}: has no array {name!r}; declare data.sizes") from None
-    except Exception as error:  # NumPy's and zip's readers raise almost anything on foreign bytes
+    except Exception as error:
         what = shorten(str(error), 100, placeholder=" …")
         raise DataError(f"{path}: holds no array of NumPy's, or a damaged one ({what}); declare data.sizes") from None
     return array
@@ -276,12 +278,21 @@ def known_sizes(
         ArgumentError: declared sizes that are no positive ints, one a factor.
         DataError: labels that are none of a grid; more or fewer images than combinations of values.
     """
+    if count is not None and count > MOST_IMAGES:
+        raise DataError(f"{where}: holds {count:,} images, expected at most {MOST_IMAGES:,}")
     if declared is not None:
         sizes = list(declared)
         if len(sizes) != len(factors) or not all(isinstance(size, int) and size > 0 for size in sizes):
             raise ArgumentError(f"data.sizes: expected how many values {', '.join(factors)} have, got {sizes}")
     else:
-        labels = np.asarray(labels)
+        if count is not None and np.shape(labels)[:1] != (count,):
+            raise DataError(
+                f"{where}: holds {count:,} images, but labels of shape {np.shape(labels)}; declare data.sizes"
+            )
+        try:
+            labels = np.asarray(labels)
+        except Exception as error:  # HDF5 raises almost anything on damaged files
+            raise DataError(f"{where}: the labels cannot be read ({error}); declare data.sizes") from None
         if labels.ndim != 2 or labels.shape[1] != len(factors) or labels.dtype.kind not in "fiu":
             raise DataError(
                 f"{where}: expected labels of shape (N, {len(factors)}), got {labels.shape} and {labels.dtype}; "

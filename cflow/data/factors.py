@@ -14,7 +14,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..errors import ArgumentError, DataError, did_you_mean
+from ..checks import instance, positive_int
+from ..errors import ArgumentError, ArgumentTypeError, DataError, did_you_mean
 from .images import Split, check_split
 from .source import Sequences
 from .stills import as_float
@@ -69,6 +70,10 @@ class FactorGrid(Sequences):
         num_frames: int = 8,
         where: str = "factors",
     ) -> None:
+        instance("images", images, Images, "cflow.data.stored.Images")
+        if not isinstance(sizes, Mapping) or not sizes:
+            raise ArgumentTypeError(f"sizes: expected a dict name → number of values, got {sizes!r:.80}")
+        positive_int("num_frames", num_frames)
         self.images, self.sizes, self.num_frames, self.where = images, dict(sizes), num_frames, where
         self.names = tuple(self._enough() if factors is None else self._chosen(factors))
         height, width, channels = images.shape

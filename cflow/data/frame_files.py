@@ -5,6 +5,8 @@ What a file holds is asked first, from its header where it has one, and read lat
 
 from __future__ import annotations
 
+import math
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import CflowError, DataError, DependencyError
+from ..reading import array_header, npz_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,6 +28,9 @@ Shape = tuple[int, int, int]
 
 STILLS = (".png", ".jpg", ".jpeg", ".npy")  # one frame each
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+MOST_PIXELS = 2**26  # of a frame
+MOST_FRAMES = 100_000  # of a sequence
+MOST_BYTES = 2**30  # of what is read of a sequence
 ANIMATED = (".gif", ".apng", ".webp", ".png")
 
 
@@ -69,18 +75,13 @@ def sequence_shape(path: Path) -> tuple[int, Shape]:
         DataError: the file is damaged, or no sequence.
         DependencyError: a film, and PyAV is not installed.
     """
-    suffix = path.suffix.lower()
     with _reading(path):
-        if suffix == ".npz":
-            count, *frame = _array_in(path)[1]
-            return count, _layout(tuple(frame), path)[0]
-        if suffix in VIDEOS:
-            with _film(path) as film:
-                stream = film.streams.video[0]
-                count = stream.frames or sum(1 for _ in film.decode(stream))  # not every container says how many
-                return count, (3, stream.height, stream.width)
-        with _opened(path) as image:
-            return getattr(image, "n_frames", 1), _animation_shape(image)
+        count, shape = _sequence_shape(path)
+        if count > MOST_FRAMES:
+            raise DataError(
+                f"{path}: {count:,} frames, expected at most {MOST_FRAMES:,}; cut it into shorter sequences"
+            )
+        return count, shape
 
 
 def read_sequence(path: Path, most: int) -> Tensor:
@@ -92,9 +93,14 @@ def read_sequence(path: Path, most: int) -> Tensor:
     """
     suffix = path.suffix.lower()
     with _reading(path):
+        count, shape = _sequence_shape(path)
+        if math.prod(shape) * (most := min(most, count)) > MOST_BYTES:
+            raise DataError(
+                f"{path}: {most} frames of (C, H, W) = {shape} are more than {MOST_BYTES:,} bytes; cut it into shorter "
+                "sequences, or give a smaller data.num_frames"
+            )
         if suffix == ".npz":
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return torch.stack([_arranged(frame, path) for frame in arrays[_array_in(path)[0]][:most]])
+            return _frames_of_array(path, most)
         if suffix in VIDEOS:
             with _film(path) as film:
                 shown = zip(range(most), film.decode(video=0), strict=False)
@@ -140,12 +146,35 @@ def _reading(path: Path) -> Iterator[None]:
         ) from None
 
 
+def _sequence_shape(path: Path) -> tuple[int, Shape]:
+    """See `sequence_shape`."""
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        count, *frame = _array_in(path)[1]
+        return count, _layout(tuple(frame), path)[0]
+    if suffix in VIDEOS:
+        with _film(path) as film:
+            stream = film.streams.video[0]
+            count = stream.frames or sum(1 for _ in film.decode(stream))  # not every container says how many
+            return count, (3, stream.height, stream.width)
+    with _opened(path) as image:
+        return getattr(image, "n_frames", 1), _animation_shape(image)
+
+
 def _opened(path: Path) -> Image:
     try:
         from PIL import Image
     except ImportError:
         raise DependencyError(f"{path}: needs Pillow; pip install 'cflow-torch[vision]'") from None
-    return Image.open(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error below
+        image = Image.open(path)
+    if image.width * image.height > MOST_PIXELS:
+        image.close()
+        raise DataError(
+            f"{path}: {image.width}×{image.height} pixels, expected at most {MOST_PIXELS:,}; make it smaller"
+        )
+    return image
 
 
 def _film(path: Path) -> Any:
@@ -160,7 +189,7 @@ def _is_animated(path: Path) -> bool:
     try:
         with _opened(path) as image:
             return getattr(image, "n_frames", 1) > 1
-    except (OSError, SyntaxError, ValueError):
+    except Exception:
         return False  # what it is instead is said when it is read
 
 
@@ -194,16 +223,28 @@ def _array_in(path: Path) -> tuple[str, tuple[int, ...]]:
         if len(names) != 1 and name != "frames":
             raise DataError(f"{path}: expected one array, or one called 'frames', got {', '.join(names)}")
         with file.open(f"{name}.npy") as array:
-            version = np.lib.format.read_magic(array)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape = read(array)[0]
+            shape = array_header(array)[0]
     if len(shape) not in (3, 4):
         raise DataError(f"{path}: expected frames (T+1, H, W), (T+1, H, W, C) or (T+1, C, H, W), got {shape}")
     return name, shape
 
 
+def _frames_of_array(path: Path, most: int) -> Tensor:
+    """The first frames of an NPZ file, of which no more is unpacked."""
+    name, _ = _array_in(path)
+    with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
+        (_, *shape), fortran, dtype = array_header(file)
+        if fortran:  # all frames lie in one another
+            return torch.stack([_arranged(frame, path) for frame in npz_array(path, name)[:most]])
+        size = math.prod(shape) * dtype.itemsize
+        read = (np.frombuffer(file.read(size), dtype).reshape(shape) for _ in range(most))
+        return torch.stack([_arranged(frame, path) for frame in read])
+
+
 def _layout(shape: tuple[int, ...], path: Path) -> tuple[Shape, bool]:
     """(C, H, W) of an array that is one frame, and whether its channels come last."""
+    if math.prod(shape) > 3 * MOST_PIXELS:
+        raise DataError(f"{path}: a frame of shape {shape}, expected at most {MOST_PIXELS:,} pixels; make it smaller")
     if len(shape) == 2:
         return (1, *shape), False
     if len(shape) == 3 and shape[-1] in (1, 3):

@@ -15,9 +15,12 @@ from pathlib import Path
 from statistics import median
 
 from ..errors import DataError, did_you_mean
+from ..reading import short_lines
+from .frame_files import MOST_FRAMES
 
 TIMES = "times.csv"
 MISSING = -1
+MOST_IN_A_LINE = 10_000  # characters
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ def read_times(path: Path, sequences: Sequence[str] | None = None) -> dict[str, 
     """
     columns = ["frame", "time"] if sequences is None else ["sequence", "frame", "time"]
     found: dict[str, list[Row]] = {}
+    known = set(sequences or ())
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
+            rows = csv.DictReader(short_lines(file, MOST_IN_A_LINE), skipinitialspace=True)
             if sorted(rows.fieldnames or ()) != sorted(columns):
                 raise DataError(
                     f"{path}: expected the columns {','.join(columns)}, got {','.join(rows.fieldnames or ())}"
@@ -63,12 +67,14 @@ def read_times(path: Path, sequences: Sequence[str] | None = None) -> dict[str, 
                     )
                 *where, frame, time = (value.strip() for value in values)
                 name = where[0] if where else ""
-                if sequences is not None and name not in sequences:
+                if sequences is not None and name not in known:
                     raise DataError(
                         f"{path}, line {rows.line_num}: there is no sequence {name!r}.{did_you_mean(name, sequences)}"
                     )
                 found.setdefault(name, []).append((rows.line_num, frame, time))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+                if len(found[name]) > MOST_FRAMES:
+                    raise DataError(f"{path}, line {rows.line_num}: more than {MOST_FRAMES:,} frames of one sequence")
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     return found
 
@@ -88,6 +94,7 @@ def slots_of(rows: Sequence[Row], names: Sequence[str], path: Path, sequence: st
     known = {name: number for number, name in enumerate(names)}
     times: list[float] = []
     frames: list[int] = []
+    seen: set[int] = set()
     for line, name, text in rows:
         where = f"{path}, line {line}"
         time = _finite(text, where)
@@ -96,7 +103,7 @@ def slots_of(rows: Sequence[Row], names: Sequence[str], path: Path, sequence: st
         if name and name not in known:
             raise DataError(f"{where}: {sequence} has no frame {name!r}.{did_you_mean(name, known)}")
         frame = known[name] if name else MISSING
-        if frame != MISSING and frame in frames:
+        if frame != MISSING and frame in seen:
             raise DataError(f"{where}: frame {name!r} comes twice")
         if not frames and frame == MISSING:
             raise DataError(
@@ -104,7 +111,8 @@ def slots_of(rows: Sequence[Row], names: Sequence[str], path: Path, sequence: st
             )
         times.append(time)
         frames.append(frame)
-    left = [name for name, number in known.items() if number not in frames]
+        seen.add(frame)
+    left = [name for name, number in known.items() if number not in seen]
     if left:
         raise DataError(f"{path}: has no time for frame {left[0]!r} of {sequence}; give one to each frame")
     return Slots([time - times[0] for time in times], frames)

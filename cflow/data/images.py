@@ -23,6 +23,19 @@ def check_split(split: str) -> None:
         raise ArgumentError(f"split: expected one of {', '.join(get_args(Split))}, got {split!r}")
 
 
+def check_numbers(name: str, numbers: Tensor, count: int) -> None:
+    """Raise an error for what are no integers (B,) from 0 to count − 1."""
+    if not isinstance(numbers, Tensor) or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        got = numbers.dtype if isinstance(numbers, Tensor) else type(numbers).__name__
+        raise ArgumentTypeError(f"{name}: expected a tensor of integers (B,), got {got}")
+    if numbers.ndim != 1:
+        raise ArgumentError(f"{name}: expected integers (B,), got shape {tuple(numbers.shape)}")
+    if len(numbers) and not 0 <= int(numbers.min()) <= int(numbers.max()) < count:
+        raise ArgumentError(
+            f"{name}: expected numbers from 0 to {count - 1}, got {int(numbers.min())} to {int(numbers.max())}"
+        )
+
+
 def red(grey: Tensor) -> Tensor:
     """Grey images (N, 1, H, W) in the red channel of RGB ones (N, 3, H, W)."""
     return torch.cat([grey, torch.zeros_like(grey), torch.zeros_like(grey)], 1)

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..checks import instance, positive_int
 from ..errors import ArgumentError
+from ..times import as_time_tensor
+from .images import check_numbers
 from .transformations import Transformation, compose
 
 SLOWEST, FASTEST = 0.5, 1.5  # of what is on, in frames of a transformation a frame
@@ -27,7 +30,7 @@ def draw_speeds(batch: int, intervals: int, count: int, draws: torch.Generator |
         draws: the generator to use.
 
     Raises:
-        ArgumentError: fewer than two transformations.
+        ArgumentError: fewer than two transformations, or a number of sequences or intervals that is none.
 
     Example:
         >>> speeds = draw_speeds(100, 8, 3)
@@ -38,6 +41,7 @@ def draw_speeds(batch: int, intervals: int, count: int, draws: torch.Generator |
     """
     if count < 2:
         raise ArgumentError(f"count: expected two transformations or more to mix, got {count}")
+    positive_int("batch", batch), positive_int("intervals", intervals)
     pair = torch.rand(batch, count, generator=draws).argsort(1)[:, None, :2].expand(batch, intervals, 2)
     which = torch.randint(3, (batch, intervals), generator=draws)  # the first, the second, both
     on = torch.stack([which != 1, which != 0], -1).float()
@@ -48,10 +52,15 @@ def draw_speeds(batch: int, intervals: int, count: int, draws: torch.Generator |
 def constant_speeds(k: Tensor, intervals: int, count: int) -> Tensor:
     """The speeds (B, S, K) of sequences of one transformation each, k (B,): 1 of it, 0 of the others.
 
+    Raises:
+        ArgumentError, ArgumentTypeError: transformations that there are not, or no interval.
+
     Example:
         >>> constant_speeds(torch.tensor([2]), 1, 3)
         tensor([[[0., 0., 1.]]])
     """
+    check_numbers("k", k, positive_int("count", count))
+    positive_int("intervals", intervals)
     one_hot = (k[:, None] == torch.arange(count, device=k.device)).float()
     return one_hot[:, None].expand(-1, intervals, -1)
 
@@ -73,15 +82,22 @@ def mixed_sequence(
         transformations: name → function; the paper's by default.
 
     Raises:
-        ArgumentError, ArgumentTypeError: shapes that do not go together, or what `compose` refuses.
+        ArgumentError, ArgumentTypeError: shapes that do not go together, times outside [0, S], or what
+            `compose` refuses.
 
     Example:
         >>> x0 = torch.rand(2, 3, 8, 8)
         >>> mixed_sequence(x0, draw_speeds(2, 8, 3), torch.arange(9.0)).shape
         torch.Size([2, 9, 3, 8, 8])
     """
+    instance("speeds", speeds, Tensor, "a tensor (B, S, K)")
+    t = as_time_tensor(t)
     if speeds.ndim != 3 or len(speeds) != len(x0):
         raise ArgumentError(f"speeds: expected (B, S, K) with B = {len(x0)}, got {tuple(speeds.shape)}")
+    if t.numel() and not 0 <= float(t.min()) <= float(t.max()) <= speeds.shape[1]:
+        raise ArgumentError(
+            f"t: expected times within [0, {speeds.shape[1]}], got {float(t.min())} to {float(t.max())}"
+        )
     starts = torch.arange(speeds.shape[1], device=t.device, dtype=t.dtype)
     gone = (t[..., None] - starts).clamp(0, 1).to(speeds)  # of each interval, (N, S) or (B, N, S)
     return compose(x0, gone @ speeds, transformations)

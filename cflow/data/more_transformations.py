@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .transformations import PAPER, PERIODS, Transformation
-from .warp import centres, per_image, sample, warp
+from .warp import centres, images_of, per_image, sample, warp
 
 DISTANCE = 3.0  # of the eye from the images of `perspective`, in half widths
 
@@ -33,7 +33,7 @@ def shear(x0: Tensor, t: Tensor) -> Tensor:
         >>> shear(upright, torch.tensor([10.0]))[0, 0].round().tolist()
         [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
     """
-    height, width = x0.shape[-2:]
+    height, width = images_of(x0).shape[-2:]
     slant = 0.1 * per_image(x0, t) * (height / width)
     zero, one = torch.zeros_like(slant), torch.ones_like(slant)
     return warp(x0, [one, slant, zero, zero, one, zero])
@@ -83,7 +83,7 @@ def blur(x0: Tensor, t: Tensor) -> Tensor:
         >>> blur(torch.eye(3)[None, None], torch.tensor([2.0]))[0, 0].diagonal().max() < 0.5
         tensor(True)
     """
-    dtype = torch.promote_types(x0.dtype, torch.float32)
+    dtype = torch.promote_types(images_of(x0).dtype, torch.float32)
     variance = 0.5 * per_image(x0, t).to(dtype).clamp(min=1e-12)[:, None, None]  # 0 would divide 0 by itself
     with torch.autocast(x0.device.type, enabled=False):
         down, across = (_spread(pixels, variance)[:, None] for pixels in x0.shape[-2:])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .images import Split
+from .images import Split, check_numbers
 from .transformations import Transformation
 
 
@@ -60,7 +60,13 @@ class Sequences(ABC):
         """Frames (B, T+1, C, H, W), floating point in [0, 1], of what `read` gave, on the device where that is now."""
 
     def sequences(self, index: Tensor, k: Tensor, t: Tensor) -> Tensor:
-        """Frames (B, T+1, C, H, W) of the things with these numbers under transformations k at the times t."""
+        """Frames (B, T+1, C, H, W) of the things with these numbers under transformations k at the times t.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: numbers of things or transformations (B,) that there are not.
+        """
+        for name, numbers, count in (("index", index, len(self)), ("k", k, len(self.names))):
+            check_numbers(name, numbers, count)
         return self.frames(self.read(index, k, t), k, t)
 
     def frame_times(self, index: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ..checks import all_finite, positive_int
 from ..errors import ArgumentError, ArgumentTypeError
 from .images import Split, check_split
 from .source import Sequences
@@ -24,8 +25,8 @@ class Stills(Sequences):
         image_shape: (C, H, W) of what the function loads.
 
     Raises:
-        ArgumentError: a function without `image_shape`, images of another shape.
-        ArgumentTypeError: neither images nor a function.
+        ArgumentError: a function without `image_shape`, images of another shape or with NaN.
+        ArgumentTypeError: neither images nor a function, or transformations that are no functions with names.
 
     Example:
         >>> stills = Stills(torch.rand(10, 3, 8, 8), num_frames=5)
@@ -43,13 +44,23 @@ class Stills(Sequences):
         if isinstance(images, Tensor):
             if images.ndim != 4:
                 raise ArgumentError(f"images: expected (N, C, H, W), got {tuple(images.shape)}")
+            if not images.numel() or not (images.dtype == torch.uint8 or images.is_floating_point()):
+                raise ArgumentTypeError(
+                    f"images: expected some, uint8 or floating point, got {images.dtype} of shape {tuple(images.shape)}"
+                )
+            if images.is_floating_point() and not all_finite(images):
+                raise ArgumentError("images: expected finite numbers in [0, 1], got NaN or infinity")
             image_shape = (images.shape[1], images.shape[2], images.shape[3])
         elif not callable(images):
             raise ArgumentTypeError(f"images: expected a tensor or a function, got {type(images).__name__}")
         if image_shape is None:
             raise ArgumentError("image_shape: a function that loads images does not say their shape; give (C, H, W)")
         self.images = images
-        self.transformations: dict[str, Transformation] = dict(PAPER if transformations is None else transformations)
+        named = PAPER if transformations is None else transformations
+        if not isinstance(named, Mapping) or not named or not all(map(callable, named.values())):
+            raise ArgumentTypeError(f"transformations: expected a dict name → function, got {named!r:.80}")
+        positive_int("num_frames", num_frames)
+        self.transformations: dict[str, Transformation] = dict(named)
         self.names, self.image_shape, self.num_frames = tuple(self.transformations), image_shape, num_frames
         self._parts: dict[str, Stills] = {}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import warnings
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import IO, Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, DependencyError
+from ..errors import CflowError, DataError, DependencyError
+from ..reading import UNPACKED, array_header
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]
@@ -86,12 +87,17 @@ class HDF5Images(Images):
                 ) from None
         file = self._opened[1]
         try:
-            if name in file and hasattr(file[name], "dtype"):
-                return file[name]
-            there = ", ".join(map(repr, file))
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:  # h5py's words for damaged parts
-            raise DataError(f"{self.path}: is no HDF5 file, or a damaged one ({_line(error)}); get it anew") from None
-        raise DataError(f"{self.path}: has no set {name!r}, only {there or 'nothing'}")
+            # a link may lead to another file, of which this one would take what it likes
+            here = name in file and not hasattr(file.get(name, getlink=True), "filename")
+            found = file[name] if here and hasattr(file[name], "dtype") else None
+            names = ", ".join(map(repr, file)) or "nothing"
+        except Exception as error:  # HDF5 raises almost anything on damaged files
+            raise DataError(f"{self.path}: is a damaged HDF5 file ({_line(error)}); get it anew") from None
+        if found is None:
+            raise DataError(f"{self.path}: has no set {name!r}, only {names}")
+        if found.external or found.is_virtual or math.prod(found.chunks or (0,)) * found.dtype.itemsize > UNPACKED:
+            raise DataError(f"{self.path}: {name!r} lies in other files, or in chunks that are too large; get it anew")
+        return found
 
     def read(self, numbers: Numbers) -> Bytes:
         """Images (N, H, W, C), see `Images`."""
@@ -99,7 +105,7 @@ class HDF5Images(Images):
         try:
             for place, number in enumerate(numbers):  # h5py takes longer for a list of numbers
                 out[place] = images[number]
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             raise DataError(f"{self.path}: {self.name!r} cannot be read ({_line(error)}); get it anew") from None
         return out
 
@@ -133,14 +139,20 @@ class PNGImages(Images):
             raise DependencyError(f"{self.folder}: needs Pillow; pip install 'cflow-torch[vision]'") from None
         path = self.file(number)
         try:
-            with Image.open(path, formats=["PNG"]) as image:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # an error below
+                image = Image.open(path, formats=["PNG"])
+            with image:
+                if image.size != (self.shape[1], self.shape[0]):
+                    got = (image.height, image.width, len(image.getbands()))
+                    raise DataError(f"{path}: expected an image of (H, W, C) = {self.shape}, got {got}")
                 pixels = np.asarray(image.convert("RGB"))
         except FileNotFoundError:
             raise DataError(f"{path}: there is no such file; the set is incomplete, or data.sizes are others") from None
-        except (OSError, SyntaxError, ValueError) as error:  # a SyntaxError is Pillow's word for a broken chunk
+        except CflowError:
+            raise
+        except Exception as error:  # a SyntaxError is Pillow's word for a broken chunk
             raise DataError(f"{path}: is no PNG image, or a damaged one ({_line(error)})") from None
-        if pixels.shape != self.shape:
-            raise DataError(f"{path}: expected an image of (H, W, C) = {self.shape}, got {pixels.shape}")
         return pixels
 
 
@@ -175,17 +187,15 @@ class BinaryImages(Images):
         """The bytes of the array, its shape and its dtype."""
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
-                version = np.lib.format.read_magic(file)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                stored, fortran, dtype = header(file)
+                stored, fortran, dtype = array_header(file)
                 if fortran:
                     raise ValueError("columns first")
                 yield file, stored, dtype
         except KeyError:
             raise DataError(f"{self.path}: has no array {self.name!r}") from None
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except CflowError:
+            raise
+        except Exception as error:
             raise DataError(f"{self.path}: is no NPZ file, or a damaged one ({_line(error)}); get it anew") from None
 
     def prepare(self) -> None:

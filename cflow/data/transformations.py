@@ -99,7 +99,7 @@ def make_sequence(
         torch.Size([2, 9, 3, 8, 8])
     """
     named = PAPER if transformations is None else transformations
-    if not isinstance(named, Mapping) or not named:
+    if not isinstance(named, Mapping) or not named or not all(map(callable, named.values())):
         raise ArgumentTypeError(f"transformations: expected a dict name → function, got {named!r}")
     k, t = _check(x0, k, t, len(named))
     batch = len(x0)
@@ -134,7 +134,7 @@ def compose(
         order: numbers of the transformations from the first to the last; as they are listed by default.
 
     Raises:
-        ArgumentError: shapes that do not go together, or amounts that are not finite.
+        ArgumentError: shapes that do not go together, amounts that are not finite, or an order of what there is not.
         ArgumentTypeError: images that are not floating point.
 
     Example:
@@ -154,7 +154,10 @@ def compose(
     far = rearrange(amounts.to(x0).expand(batch, frames, count), "b n k -> (b n) k")
     out = x0.repeat_interleave(frames, 0)  # a copy, of one frame too
     functions = list(named.items())
-    for i in range(count) if order is None else order:
+    order = range(count) if order is None else order
+    if any(i not in range(count) for i in order) or len(set(order)) < len(order):
+        raise ArgumentError(f"order: expected some of 0 to {count - 1}, each once, got {list(order)}")
+    for i in order:
         rows = far[:, i].nonzero()[:, 0]
         if len(rows):
             out[rows] = _transformed(*functions[i], out[rows], far[rows, i]).to(out.dtype)

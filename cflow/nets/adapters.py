@@ -11,9 +11,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
-from ..checks import positive_number
+from ..checks import instance, positive_number
 from ..errors import ArgumentTypeError
 from .networks import GlobalScaleNormal
+
+Read = Callable[[Any], Any] | None
 
 
 class NormalEncoder(nn.Module):
@@ -35,7 +37,7 @@ class NormalEncoder(nn.Module):
 
     def __init__(self, net: nn.Module, read: Callable[[Any], Any] | None = None) -> None:
         super().__init__()
-        self.net, self.read = net, read
+        self.net, self.read = _checked(net, read)
 
     def forward(self, x: Tensor) -> Distribution:
         """q(z|x), with event shape (D,)."""
@@ -73,7 +75,7 @@ class NormalDecoder(nn.Module):
 
     def __init__(self, net: nn.Module, read: Callable[[Any], Any] | None = None, *, scale: float = 0.3) -> None:
         super().__init__()
-        self.net, self.read = net, read
+        self.net, self.read = _checked(net, read)
         self.log_scale = nn.Parameter(torch.tensor(math.log(positive_number("scale", scale))))
 
     def forward(self, z: Tensor) -> Distribution:
@@ -88,6 +90,13 @@ class NormalDecoder(nn.Module):
             )
         mean = _precise(mean).reshape(*z.shape[:-1], *mean.shape[1:])
         return Independent(GlobalScaleNormal(mean, self.log_scale), mean.ndim - z.ndim + 1, validate_args=False)
+
+
+def _checked(net: nn.Module, read: Read) -> tuple[nn.Module, Read]:
+    instance("net", net, nn.Module, "an nn.Module")
+    if read is not None and not callable(read):
+        raise ArgumentTypeError(f"read: expected a function of what the module returns, got {type(read).__name__}")
+    return net, read
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal
 
-from ..checks import float_images, positive_int
+from ..checks import float_images, instance, positive_int
 from ..errors import ArgumentError, ArgumentTypeError
 
 Likelihood = Literal["gaussian", "bernoulli"]
@@ -30,6 +30,7 @@ class Encoder(nn.Module):
 
     def __init__(self, body: nn.Module, image_shape: ImageShape) -> None:
         super().__init__()
+        instance("body", body, nn.Module, "an nn.Module x (B, C, H, W) -> (B, 2D)")
         self.body, self.image_shape = body, checked_shape(image_shape)
 
     def forward(self, x: Tensor) -> Distribution:
@@ -41,6 +42,8 @@ class Encoder(nn.Module):
         out = self.body(self._check(x))
         if out.dtype in (torch.float16, torch.bfloat16):  # under autocast: densities and KLs need the precision
             out = out.float()
+        if out.ndim != 2 or out.shape[1] % 2:
+            raise ArgumentError(f"body: must return means and log-variances (B, 2D), got {tuple(out.shape)}")
         mean, log_variance = out.chunk(2, -1)
         return Independent(Normal(mean, (0.5 * log_variance).exp(), validate_args=False), 1)
 
@@ -71,12 +74,16 @@ class Decoder(nn.Module):
         super().__init__()
         if likelihood not in ("gaussian", "bernoulli"):
             raise ArgumentError(f"likelihood: expected 'gaussian' or 'bernoulli', got {likelihood!r}")
+        instance("body", body, nn.Module, "an nn.Module z (M, D) -> (M, C, H, W)")
         self.body, self.image_shape, self.likelihood = body, checked_shape(image_shape), likelihood
         self.log_scale = nn.Parameter(torch.tensor(math.log(0.3))) if likelihood == "gaussian" else None
 
     def forward(self, z: Tensor) -> Distribution:
         """p(x|z) for z (…, D), with event shape (C, H, W)."""
-        out = self.body(rearrange(z, "... d -> (...) d")).reshape(*z.shape[:-1], *self.image_shape)
+        out = self.body(rearrange(z, "... d -> (...) d"))
+        if out.numel() != math.prod((*z.shape[:-1], *self.image_shape)):
+            raise ArgumentError(f"body: must return images (M, C, H, W) of {self.image_shape}, got {tuple(out.shape)}")
+        out = out.reshape(*z.shape[:-1], *self.image_shape)
         if self.log_scale is None:
             return Independent(Bernoulli(logits=out, validate_args=False), 3, validate_args=False)
         return Independent(GlobalScaleNormal(out.sigmoid(), self.log_scale), 3, validate_args=False)
@@ -91,6 +98,9 @@ class GlobalScaleNormal(Normal):
     """
 
     def __init__(self, loc: Tensor, log_scale: Tensor) -> None:
+        if not isinstance(log_scale, Tensor) or log_scale.ndim or not isinstance(loc, Tensor):
+            got = tuple(log_scale.shape) if isinstance(log_scale, Tensor) else type(log_scale).__name__
+            raise ArgumentTypeError(f"loc, log_scale: expected tensors (…) and (), got {type(loc).__name__} and {got}")
         self.log_scale = log_scale
         super().__init__(loc, log_scale.exp().expand(loc.shape), validate_args=False)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checks import instance
 from ..errors import ArgumentError, ArgumentTypeError
-from ..potentials.base import takes_context, value
+from ..potentials.base import called, takes_context, value
 from ..solenoidal import SolenoidalPart
 from .equation import Equation
 
@@ -34,8 +35,8 @@ class HamiltonJacobi(Equation):
 
     Raises:
         ArgumentError: u does not depend on t, and there is no drift. Then ½‖∇u‖² = f ≤ 0 leaves only ∇u = 0. Or the
-            drift has another D or K than the potential, or returns another shape.
-        ArgumentTypeError: the potential or the drift is no module.
+            force or the drift has another D or K than the potential, or the drift returns another shape.
+        ArgumentTypeError: the potential, the force or the drift is no module.
 
     Example:
         >>> from cflow import MLPPotential
@@ -52,6 +53,8 @@ class HamiltonJacobi(Equation):
             _check_drift(drift, potential)
         elif not getattr(potential, "time_dependent", True):
             raise ArgumentError(_STATIC.format(type(potential).__name__))
+        instance("force", force, nn.Module, "an nn.Module force(z (B, D), t (B,)) -> (B, K)")
+        _check_sizes("force", force, potential)
         self.force = force
         self.drift = drift
         self._time_checked = drift is not None or not takes_context(potential)
@@ -73,7 +76,8 @@ class HamiltonJacobi(Equation):
             args: tuple[Tensor | None, ...] = (z, w, t, context)
         else:
             args = (z, t.expand(len(z)), *(() if context is None else (context,)))
-        r: object = torch.func.functional_call(drift, given, args)
+        with called(f"drift: {type(drift).__name__}", "r(z (B, D), t (B,)) -> (B, D)"):
+            r: object = torch.func.functional_call(drift, given, args)
         if not isinstance(r, Tensor) or r.shape != z.shape:
             got = tuple(r.shape) if isinstance(r, Tensor) else type(r).__name__
             raise ArgumentError(
@@ -97,10 +101,16 @@ def _check_drift(drift: object, potential: nn.Module) -> None:
             f"drift: expected a part such as cflow.SkewLinear, or a module r(z (B, D), t (B,)) -> (B, D), got "
             f"{type(drift).__name__}"
         )
-    for name in ("dim", "num_flows") if isinstance(drift, SolenoidalPart) else ():
-        sizes = [getattr(module, name, None) for module in (potential, drift)]
+    if isinstance(drift, SolenoidalPart):
+        _check_sizes("drift", drift, potential)
+
+
+def _check_sizes(which: str, module: nn.Module, potential: nn.Module) -> None:
+    """Raise an ArgumentError where a module says that it has another D or K than the potential."""
+    for name in ("dim", "num_flows"):
+        sizes = [getattr(each, name, None) for each in (potential, module)]
         if None not in sizes and sizes[0] != sizes[1]:
-            raise ArgumentError(f"drift: has {name}={sizes[1]}, but the potential {name}={sizes[0]}; make them agree")
+            raise ArgumentError(f"{which}: has {name}={sizes[1]}, but the potential {name}={sizes[0]}; make them agree")
 
 
 _STATIC = (

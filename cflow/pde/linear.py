@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..checks import positive_number
 from ..errors import ArgumentError, ArgumentTypeError
 from ..potentials.autograd import ModuleField
+from ..potentials.base import called
 from .equation import Equation
 
 LogDensity = Callable[[Tensor, Tensor], Tensor]
@@ -158,7 +159,8 @@ class _LogDensity(nn.Module):
         self.function = function
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        log_p: object = self.function(z, t)
+        with called("log_density: the function", "log_density(z (B, D), t (B,)) -> (B,)"):
+            log_p: object = self.function(z, t)
         if not isinstance(log_p, Tensor) or log_p.shape not in ((len(z),), (len(z), 1)):
             got = tuple(log_p.shape) if isinstance(log_p, Tensor) else type(log_p).__name__
             raise ArgumentError(f"log_density: must return a tensor (B,) = ({len(z)},), got {got}")

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, did_you_mean
+from ..checks import instance
+from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from .style import Array, colour, dash, new_axes, require, to_array
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ def training_curves(
     if isinstance(curves, Mapping):
         found, recorded = curves, list(curves)
     else:
+        instance("curves", curves, (str, PathLike), "a dict name → values, or the folder of a run")
         found = scalars = recorded_scalars(Path(curves))
         # neither Lightning's counter nor the result of a test
         recorded = [name for name, (steps, _) in scalars.items() if name != "epoch" and len(steps) > 1]
+    if not found:
+        raise ArgumentError("curves: there are none to draw")
     for name in names or ():
         if name not in found:
             raise ArgumentError(f"names: no {name!r} in the curves.{did_you_mean(name, found)} There are {list(found)}")
@@ -124,10 +128,11 @@ def work_precision(
 
     keys = (by,) if isinstance(by, str) else tuple(by)
     lines: dict[str, list[tuple[float, float]]] = {}
+    instance("points", points, Iterable, "dicts, one a point")
     for point in points:
         if missing := [key for key in (*keys, x, y) if key not in point]:
             raise ArgumentError(f"points: one has no {missing[0]!r}; it has {list(point)}")
-        cost, error = (math.nan if (value := point[key]) is None else float(value) for key in (x, y))
+        cost, error = (_number(key, point[key]) for key in (x, y))
         lines.setdefault(", ".join(str(point[key]) for key in keys), []).append((cost, error))
     if not lines:
         raise ArgumentError("points: there are none to draw")
@@ -143,6 +148,13 @@ def work_precision(
     ax.grid(alpha=0.3, which="major")
     ax.legend(fontsize="small")
     return ax
+
+
+def _number(key: str, value: str | SupportsFloat | None) -> float:
+    try:
+        return math.nan if value is None else float(value)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"points: expected a number for {key!r}, got {value!r}") from None
 
 
 def _curve(name: str, curve: Curve) -> tuple[Array, Array]:
@@ -165,7 +177,10 @@ def _array(values: object) -> Array:
         return to_array(values)
     if isinstance(values, (list, tuple)):  # tensors of a loss, perhaps, one a step
         values = [_array(v) if isinstance(v, torch.Tensor) else v for v in values]
-    return np.asarray(values, dtype=float)
+    try:
+        return np.asarray(values, dtype=float)
+    except (TypeError, ValueError):
+        raise ArgumentTypeError(f"curves: expected numbers, got {values!r:.80}") from None
 
 
 def recorded_scalars(run: Path) -> dict[str, Array]:

@@ -10,7 +10,8 @@ from einops import rearrange
 from torch import Tensor
 from torch.distributions import Distribution
 
-from ..errors import ArgumentError
+from ..checks import instance
+from ..errors import ArgumentError, ArgumentTypeError
 from ..flow import FlowPath, PotentialFlow
 from ..selection import SelectionLike, as_weights, select_at
 from .style import COLOUR_MAP, VERMILION, colour, dash, new_axes, require, to_array
@@ -60,6 +61,8 @@ def potential_surface(
     from mpl_toolkits.mplot3d import Axes3D
 
     _check_flow(flow)
+    if not isinstance(t, (int, float, Tensor)):
+        raise ArgumentTypeError(f"t: expected a time in frames, got {type(t).__name__} {t!r}")
     x, y, z = _grid(extent, num, like=_example(flow))
     u = rearrange(_height(flow, z, k, t), "(y x) -> y x", y=num)
     plane = to_array(x), to_array(y), to_array(u)
@@ -198,6 +201,7 @@ def density(distribution: Distribution, *, extent: Extent = 3.0, num: int = 121,
         >>> round(float(ax.collections[0].get_array().max()), 3)
         0.159
     """
+    instance("distribution", distribution, Distribution, "a torch.distributions.Distribution")
     if distribution.event_shape != (2,) or distribution.batch_shape != ():
         raise ArgumentError(
             f"distribution: expected event shape (2,) and batch shape (), got {tuple(distribution.event_shape)} and "
@@ -214,6 +218,7 @@ def density(distribution: Distribution, *, extent: Extent = 3.0, num: int = 121,
 
 
 def _check_flow(flow: PotentialFlow) -> None:
+    instance("flow", flow, PotentialFlow, "a cflow.PotentialFlow")
     dim = flow.declared("dim")
     if dim not in (None, 2):
         raise ArgumentError(f"flow: only two latent dimensions can be drawn in a plane, got D = {dim}")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import positive_int
+from ..checks import instance, positive_int
 from ..errors import ArgumentError
 from ..flow import PotentialFlow
 from ..populations import Snapshots
@@ -179,6 +179,7 @@ def population_animation(
 
 
 def _pair(dims: Sequence[int], snapshots: Snapshots) -> tuple[int, int]:
+    instance("snapshots", snapshots, Snapshots, "cflow.populations.Snapshots")
     pair = tuple(dims)
     if len(pair) != 2 or not all(isinstance(d, int) and 0 <= d < snapshots.dim for d in pair) or snapshots.dim < 2:
         raise ArgumentError(f"dims: expected two coordinates of 0 .. {snapshots.dim - 1}, got {dims!r}")
@@ -187,6 +188,7 @@ def _pair(dims: Sequence[int], snapshots: Snapshots) -> tuple[int, int]:
 
 def _shown(snapshots: Snapshots, flow: PotentialFlow) -> list[tuple[Tensor, float]]:
     """Some members of each snapshot, evenly out of their order, in the dtype and on the device of the flow."""
+    instance("flow", flow, PotentialFlow, "a cflow.PotentialFlow")
     held = (x for x in (*flow.parameters(), *flow.buffers()) if x.is_floating_point())
     return [
         (members[torch.linspace(0, len(members) - 1, min(SHOWN, len(members))).round().long()], t)

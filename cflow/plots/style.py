@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..checks import instance
 from ..errors import DependencyError
 
 if TYPE_CHECKING:
@@ -57,9 +58,12 @@ def require(module: str) -> None:
 
 def new_axes(ax: Axes | None, projection: str | None = None) -> Axes:
     """The axes given, or those of a figure of their own."""
-    if ax is not None:
-        return ax
     require("matplotlib")
+    if ax is not None:
+        from matplotlib.axes import Axes as Given
+
+        instance("ax", ax, Given, "axes of matplotlib")
+        return ax
     from .figure import ShownFigure
 
     return ShownFigure(figsize=(5.2, 4.4), layout="constrained").add_subplot(projection=projection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import shorten
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArgumentError, ArgumentTypeError, DataError, DependencyError, did_you_mean
+from ..errors import ArgumentError, ArgumentTypeError, CflowError, DataError, DependencyError, did_you_mean
+from ..reading import check_unpacked, npz_array, short_lines
 
 Table = tuple[NDArray[np.generic], NDArray[np.generic]]  # members (N, D) and times (N,)
 ENDINGS = (".h5ad", ".npz", ".csv")
@@ -35,12 +37,26 @@ def read(path: Path, basis: str, time: str | None) -> Table:
     if path.suffix == ".csv":
         return _csv(path, time)
     try:
-        adata = _anndata().read_h5ad(path)
+        anndata = _anndata()
+        _check_declared(path)
+        adata = anndata.read_h5ad(path)
     except DependencyError:
         raise
     except Exception as error:  # HDF5's and anndata's readers raise almost anything on foreign bytes
         raise DataError(f"path: {str(path)!r} cannot be read as AnnData ({_line(error)})") from None
     return of_anndata(adata, basis, "day" if time is None else time)
+
+
+def _check_declared(path: Path) -> None:
+    """Raise a ValueError for an HDF5 file that says very much more than it holds."""
+    import h5py  # anndata needs it
+
+    sizes: list[int] = []
+    with h5py.File(path, "r") as file:
+        file.visititems(
+            lambda _, each: sizes.append(each.size * each.dtype.itemsize) if hasattr(each, "size") else None
+        )
+    check_unpacked(sum(size or 0 for size in sizes), path.stat().st_size)
 
 
 def of_anndata(adata: Any, basis: str, time: str) -> Table:
@@ -61,20 +77,23 @@ def of_anndata(adata: Any, basis: str, time: str) -> Table:
 
 def _npz(path: Path, time: str | None) -> Table:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # NumPy's and zip's readers raise almost anything on foreign bytes
+        with zipfile.ZipFile(path) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if "x" not in names:
+            raise DataError(f"path: {str(path)!r} has no array 'x' (N, D), only {_names(names)}; save it as x=")
+        name = _time_of(path, names, time, "array")
+        x, times = npz_array(path, "x"), npz_array(path, name)
+    except CflowError:
+        raise
+    except Exception as error:  # the parsers raise almost anything on damaged files
         raise DataError(f"path: {str(path)!r} cannot be read as arrays ({_line(error)})") from None
-    if "x" not in arrays:
-        raise DataError(f"path: {str(path)!r} has no array 'x' (N, D), only {_names(arrays)}; save it as x=")
-    name = _time_of(path, arrays, time, "array")
-    return arrays["x"], _numbers(arrays[name], f"path: the array {name!r}")
+    return x, _numbers(times, f"path: the array {name!r}")
 
 
 def _csv(path: Path, time: str | None) -> Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
-            header, *rows = csv.reader(lines)
+            header, *rows = csv.reader(short_lines(lines))
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"path: {str(path)!r} cannot be read as a table with a header ({_line(error)})") from None
     header = [name.strip() for name in header]

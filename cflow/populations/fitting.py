@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from ..checks import not_negative, positive_int, positive_number
+from ..checks import instance, not_negative, positive_int, positive_number
 from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from ..flow import PotentialFlow
 from ..pde import HamiltonJacobi
@@ -51,6 +51,7 @@ class Objective:
     growth_penalty: float = 0.0
 
     def __post_init__(self) -> None:
+        instance("loss", self.loss, Loss, "a cflow.populations.Loss, such as Matching()")
         not_negative("energy", self.energy)
         not_negative("hamilton_jacobi", self.hamilton_jacobi)
         not_negative("growth_penalty", self.growth_penalty)
@@ -79,7 +80,10 @@ class Objective:
             terms["hamilton_jacobi"] = free_motion(flow).residual(found.z, t=found.t).square().mean()
             total = total + self.hamilton_jacobi * terms["hamilton_jacobi"]
         if self.regulariser is not None:
-            terms["regulariser"] = self.regulariser(flow, found.z, found.t)
+            terms["regulariser"] = value = self.regulariser(flow, found.z, found.t)
+            if not isinstance(value, Tensor) or value.ndim:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ArgumentError(f"regulariser: must return a tensor of shape (), got {got}")
             total = total + terms["regulariser"]
         return {"loss": total, **terms}
 
@@ -153,6 +157,9 @@ def fit(
     positive_int("steps", steps), positive_int("batch_size", batch_size), positive_number("lr", lr)
     if clip is not None:
         positive_number("clip", clip)
+    instance("seed", seed, int, "an int")
+    if on_step is not None and not callable(on_step):
+        raise ArgumentTypeError(f"on_step: expected a function (step, numbers), got {type(on_step).__name__}")
     snapshots = prepared(flow, snapshots)
     objective.loss.check(flow, snapshots)
     modules = [flow] if growth is None else [flow, growth]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..checks import instance, positive_int
 from ..flow import PotentialFlow
 from .snapshots import Snapshots
 
@@ -27,6 +28,10 @@ class Task:
     batch_size: int
     growth: nn.Module | None = None
     inside: bool = False
+
+    def __post_init__(self) -> None:
+        instance("snapshots", self.snapshots, Snapshots, "cflow.populations.Snapshots")
+        positive_int("batch_size", self.batch_size)
 
     def draw(self) -> Tensor:
         """Members (S, B, D) of every snapshot; the same one twice only where there are fewer than B."""

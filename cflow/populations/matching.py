@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import not_negative
-from ..errors import ArgumentError, did_you_mean
+from ..errors import ArgumentError, ArgumentTypeError, did_you_mean
 from ..flow import PotentialFlow
 from .loss import Found, Loss, Task
 from .snapshots import Snapshots
@@ -169,6 +169,8 @@ class ActionMatching(Matching):
 def _named(name: str, x: str | Function, known: dict[str, Function]) -> Function:
     """A function by its name, or the function given."""
     if not isinstance(x, str):
+        if not callable(x):
+            raise ArgumentTypeError(f"{name}: expected a name or a function, got {type(x).__name__}")
         return x
     if x not in known:
         names = ", ".join(map(repr, known))

@@ -16,7 +16,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..flow import FlowPath, PotentialFlow
 from .loss import Found, Loss, Task
 from .snapshots import Snapshots
-from .transport import distances, priced_plan, sinkhorn_divergence, squared_distances, transport_plan
+from .transport import distances, priced_plan, sample, sinkhorn_divergence, squared_distances, transport_plan
 
 
 @dataclass(frozen=True)
@@ -181,14 +181,17 @@ def gaussian(members: Tensor) -> MultivariateNormal:
     """The Gaussian with the mean and covariance of members (N, D).
 
     Raises:
-        ArgumentError: they do not span D dimensions.
+        ArgumentError, ArgumentTypeError: no (N, D) of finite numbers, or they do not span D dimensions.
 
     Example:
         >>> gaussian(torch.randn(1000, 3)).event_shape
         torch.Size([3])
     """
+    members = sample("base", members)
+    if len(members) < 2:
+        raise ArgumentError("base: one member alone has no covariance; give more of them, or a base of your own")
     factor, info = torch.linalg.cholesky_ex(members.mT.cov().view(members.shape[1], -1))
-    if len(members) < 2 or int(info) or not bool(factor.isfinite().all()):
+    if int(info) or not bool(factor.isfinite().all()):
         raise ArgumentError(
             f"base: {len(members)} members do not span D = {members.shape[1]} dimensions, so that no Gaussian fits "
             "them; give a base of your own, or fewer dimensions"

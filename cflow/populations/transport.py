@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import positive_number
+from ..checks import finite, instance, positive_number
 from ..errors import ArgumentError, ArgumentTypeError, CflowError, DependencyError
 from .snapshots import Cells, _array
 
@@ -62,8 +62,13 @@ def transport_plan(cost: Tensor, a: Tensor | None = None, b: Tensor | None = Non
     """The plan π (N, M) of least cost Σ π_ij cost_ij with marginals a (N,) and b (M,), by default uniform ones.
 
     Raises:
+        ArgumentError, ArgumentTypeError: no (N, M) of finite numbers, or weights that are none.
         DependencyError: see `wasserstein`.
     """
+    if not isinstance(cost, Tensor) or cost.ndim != 2 or not cost.numel():
+        got = tuple(cost.shape) if isinstance(cost, Tensor) else type(cost).__name__
+        raise ArgumentError(f"cost: expected a tensor (N, M) with N, M ≥ 1, got {got}")
+    finite("cost", cost)
     n, m = cost.shape
     exact = cost.detach().double().cpu()
     if a is None and b is None and n == m:
@@ -129,7 +134,8 @@ def sinkhorn_divergence(
         divergences, 2019, arXiv:1810.08278, algorithm 1.
 
     Raises:
-        ArgumentError: a blur or tolerance that is not positive.
+        ArgumentError, ArgumentTypeError: a blur or tolerance that is not positive, samples of another shape or with
+            NaN, or weights that are none.
 
     Example:
         >>> x = torch.randn(40, 2)
@@ -137,6 +143,13 @@ def sinkhorn_divergence(
         True
     """
     positive_number("blur", blur), positive_number("tol", tol)
+    for name, members in (("x", x), ("y", y)):
+        instance(name, members, Tensor, "a tensor (N, D)")
+        sample(name, members)
+    if x.shape[1] != y.shape[1]:
+        raise ArgumentError(f"y: expected samples (M, D) with D = {x.shape[1]} as of x, got {tuple(y.shape)}")
+    for name, weights, number in (("a", a, len(x)), ("b", b, len(y))):
+        _weights(name, weights, number)
     a = x.new_full((len(x),), 1 / len(x)) if a is None else a
     b = y.new_full((len(y),), 1 / len(y)) if b is None else b
     f, g, f_own, g_own = _sinkhorn(x, y, a, b, blur**2, tol)

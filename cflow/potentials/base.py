@@ -6,6 +6,8 @@ Every potential maps z (B, D) and t (scalar or (B,)) to u (B, K), one column a f
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -174,6 +176,21 @@ def takes_context(net: nn.Module) -> bool:
     """Whether a potential is, or holds, a user's module, which may take a context."""
     terms = net.terms if isinstance(net, SumPotential) else [net]
     return any(not isinstance(term, Potential) for term in terms)
+
+
+@contextlib.contextmanager
+def called(what: str, wanted: str) -> Iterator[None]:
+    """Say how a function of the user's is called where it does not take that.
+
+    Raises:
+        ArgumentError: it takes other arguments.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if isinstance(error, CflowError):
+            raise
+        raise ArgumentError(f"{what} failed: {error}. It is called as {wanted}") from error
 
 
 def value(net: nn.Module, z: Tensor, t: Tensor, context: Tensor | None = None) -> Tensor:

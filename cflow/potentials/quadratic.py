@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checks import finite
 from ..errors import ArgumentError, ArgumentTypeError
 from .base import Potential
 from .closed_form import ClosedForm, States
@@ -22,7 +23,8 @@ class QuadraticPotential(Potential):
         shift: b, shape (K, D), or None for no linear term; becomes a parameter.
 
     Raises:
-        ArgumentError, ArgumentTypeError: the shapes are not (K, D, D) and (K, D), or the matrix is not floating point.
+        ArgumentError, ArgumentTypeError: the shapes are not (K, D, D) and (K, D), the matrix is not floating point, or
+            something is not finite.
 
     Example:
         >>> u = QuadraticPotential(-torch.eye(2)[None])
@@ -38,6 +40,7 @@ class QuadraticPotential(Potential):
             raise ArgumentError(
                 f"matrix: expected shape (K, D, D), got {tuple(matrix.shape)}; give one flow as matrix[None]"
             )
+        finite("matrix", matrix)
         num_flows, dim = matrix.shape[:2]
         super().__init__(dim, num_flows, time_dependent=False)
         self.matrix = nn.Parameter(matrix.detach().clone())
@@ -47,6 +50,7 @@ class QuadraticPotential(Potential):
                 raise ArgumentError(
                     f"shift: expected shape (K, D) = ({num_flows}, {dim}) to match matrix, got {tuple(shift.shape)}"
                 )
+            finite("shift", shift)
         self.shift = None if shift is None else nn.Parameter(shift.detach().clone().to(matrix.dtype))
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..checks import positive_number
+from ..checks import finite, finite_number, positive_number
 from ..errors import ArgumentError, ArgumentTypeError
 from .autograd import Derivatives
 from .base import Potential, field_of, value
@@ -54,10 +54,11 @@ class RescaledPotential(Potential):
         if not isinstance(shift, Tensor) or shift.shape != (self.dim,):
             got = tuple(shift.shape) if isinstance(shift, Tensor) else type(shift).__name__
             raise ArgumentError(f"shift: expected a tensor (D,) = ({self.dim},), got {got}")
+        finite("shift", shift)
         self.potential = potential
         self.register_buffer("shift", shift.detach().clone())
         self.scale, self.unit = positive_number("scale", scale), positive_number("unit", unit)
-        self.start = float(start)
+        self.start = finite_number("start", start)
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
         """Return u_k(z, t) of shape (B, K), for z (B, D) and t a scalar or (B,)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import DataError
@@ -41,6 +42,23 @@ def write(path: Path, content: bytes) -> None:
                 "on with --ckpt_path"
             ) from None
         raise
+
+
+def drawn(path: Path, draw: Callable[[Path], object]) -> Path:
+    """Have a file drawn under another name, and put it in place in one move; a link there is replaced, not followed.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    partial = path.with_name(f".{secrets.token_hex(4)}.{path.name}")  # what draws looks at the ending
+    try:
+        draw(partial)
+        return partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _opened(partial: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,8 @@ from matplotlib.figure import Figure
 from pytorch_lightning import LightningDataModule
 
 from .. import plots
-from . import results
+from ..errors import DataError
+from . import files, results
 from .population import PopulationModule
 from .trainer import FlowTrainer, fitting_weights, interruptible
 
@@ -34,10 +36,11 @@ class PopulationTrainer(FlowTrainer):
             ckpt_path: a checkpoint, the folder of a run, or `last` for the newest run.
             out_dir: folder for the results; the run's own by default.
         """
+        # before all the work
+        folder = results.output_folder(out_dir, ckpt_path) if isinstance(model, PopulationModule) else Path()
         with interruptible(), fitting_weights():
             metrics = super(FlowTrainer, self).test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if self.is_global_zero and isinstance(model, PopulationModule):
-            folder = results.output_folder(out_dir, ckpt_path)
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers), *draw(model, folder)]
             print(table(numbers))
@@ -48,14 +51,21 @@ class PopulationTrainer(FlowTrainer):
 def draw(model: PopulationModule, folder: Path) -> list[Path]:
     """Write the flow and, of data with two coordinates or more, the pictures of a run; return their paths."""
     flow, snapshots = model.flow.eval(), model.data.whole
+    if (folder / "flow").is_symlink():
+        raise DataError(f"{folder / 'flow'}: is a link, which may lead anywhere; remove it")
     flow.save_pretrained(folder / "flow")
     paths = [folder / "flow" / "config.json", folder / "flow" / "model.safetensors"]
     if snapshots.dim < 2:
         return paths
     pictures = [folder / f"{name}.png" for name in ("landscape", "marginals")]
-    cast(Figure, plots.population_landscape(flow, snapshots).figure).savefig(pictures[0], dpi=150)
-    plots.population_marginals(flow, snapshots).savefig(pictures[1], dpi=150)
-    return [*pictures, plots.population_animation(folder / "population.gif", flow, snapshots), *paths]
+    figures = (
+        cast(Figure, plots.population_landscape(flow, snapshots).figure),
+        plots.population_marginals(flow, snapshots),
+    )
+    for picture, figure in zip(pictures, figures, strict=True):
+        files.drawn(picture, partial(figure.savefig, dpi=150))
+    animate = partial(plots.population_animation, flow=flow, snapshots=snapshots)
+    return [*pictures, files.drawn(folder / "population.gif", animate), *paths]
 
 
 def table(metrics: Mapping[str, float]) -> str:

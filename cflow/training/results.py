@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -51,13 +53,15 @@ def output_folder(out_dir: str | None, checkpoint: str | Path | None) -> Path:
     """Return the folder for results: the one asked for, else the run's, else the current one; make it if need be.
 
     Raises:
-        ArgumentError: it cannot be made.
+        ArgumentError: it cannot be made, or not written to.
     """
     folder = Path(out_dir or (runs.run_folder(Path(checkpoint)) if checkpoint else "."))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentError(f"--out_dir={out_dir!r}: cannot make this folder ({error.strerror}).") from None
+    if not os.access(folder, os.W_OK):
+        raise ArgumentError(f"--out_dir: cannot write to {short(folder)}; give a folder that can be written to.")
     return folder
 
 
@@ -210,10 +214,10 @@ def draw(
     titles, times = [row.title(names) for row in rows], t.tolist()
     shown = torch.stack(real), torch.stack(made)
     figure = traversal_grid(shown[0][:, 0], shown[1][:, 0], titles, times=times)
-    picture = folder / f"{stem}.png"
-    figure.savefig(picture, dpi=150)
+    picture = files.drawn(folder / f"{stem}.png", lambda path: figure.savefig(path, dpi=150))
     moving = [folder / f"{stem}.gif", folder / f"{stem}.webp"]
-    return [picture, *(traversal_animation(path, *shown, titles, times=times) for path in moving)]
+    animate = partial(traversal_animation, true=shown[0], generated=shown[1], names=titles, times=times)
+    return [picture, *(files.drawn(path, animate) for path in moving)]
 
 
 @torch.no_grad()

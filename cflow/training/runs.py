@@ -102,7 +102,7 @@ def named_checkpoint(path: str, root: Path, name: str | None, prefer: Kind) -> P
 
 def run_folder(checkpoint: Path) -> Path:
     """Return the folder of the run that a checkpoint belongs to, or the checkpoint's own folder."""
-    folder = checkpoint.resolve().parent
+    folder = checkpoint.absolute().parent  # where it is named, not where a link in it may lead
     return folder.parent if folder.name == "checkpoints" else folder
 
 

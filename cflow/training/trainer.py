@@ -83,10 +83,11 @@ class FlowTrainer(Trainer):
             with fitting_weights("--pretrained"):
                 model.load_pretrained(runs.named_weights(pretrained), datamodule.source.names)
             out_dir = out_dir or str(results.weights_output(self.default_root_dir, pretrained))
+        ours = isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule)
+        folder = results.output_folder(out_dir, ckpt_path) if ours else Path()  # before all the work
         with interruptible(), fitting_weights():
             metrics = super().test(model, dataloaders, ckpt_path, False, datamodule, weights_only)
         if self.is_global_zero and isinstance(model, FlowVAEModule) and isinstance(datamodule, SequenceDataModule):
-            folder = results.output_folder(out_dir, ckpt_path)
             numbers = model.sort_metrics(metrics[0])
             paths = [results.write_metrics(folder, numbers)]
             paths += results.draw(model, datamodule, folder, self.strategy.root_device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ import yaml
 from ... import __version__
 from ...errors import ArgumentError, CflowError, DataError
 from ...plots.curves import recorded_scalars
+from ...reading import small_file
 from ..results import METRICS
 from .landscape import landscapes
 from .moving import mixtures, traversals
@@ -118,14 +120,14 @@ def read_metrics(path: Path) -> dict[str, float]:
         DataError: it is not there, or is no such file.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(small_file(path))
+        if not isinstance(content, dict) or not all(isinstance(value, (int, float)) for value in content.values()):
+            raise DataError(f"{path}: expected names with numbers; write it anew with `cflow test`")
+        return {str(key): float(value) for key, value in content.items()}
     except FileNotFoundError:
         raise DataError(f"there is no metrics.json in {path.parent.name}: measure the run with `cflow test`") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, (int, float)) for value in content.values()):
-        raise DataError(f"{path}: expected names with numbers; write it anew with `cflow test`")
-    return {str(key): float(value) for key, value in content.items()}
 
 
 def curves(run: Path | None) -> dict[str, list[list[float]]]:
@@ -174,8 +176,11 @@ def written_config(run: Path | None) -> dict[str, Any] | None:
     if path is None or not path.is_file():
         return None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = small_file(path).decode()
+        if re.search(r"[&*]\w", text) and any(isinstance(each, yaml.AliasToken) for each in yaml.scan(text)):
+            raise ValueError("it has aliases, which can make a little say very much")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise DataError(f"{path.name} cannot be read ({str(error).splitlines()[0]})") from None
     return content if isinstance(content, dict) else None
 
