@@ -201,7 +201,9 @@ def test_errors_are_along_the_inferred_flow(split, tmp_path, monkeypatch) -> Non
 
 def test_a_picture_follows_the_flow_that_was_found_and_says_which(tmp_path, monkeypatch) -> None:
     module, data, drawn = FlowVAEModule(**SMALL, num_frames=4), SequenceDataModule(num_frames=4), []
-    monkeypatch.setattr(results, "traversal_animation", lambda path, *rest, **more: drawn.append(rest) or path)
+    monkeypatch.setattr(
+        results, "traversal_animation", lambda path, **given: drawn.append([*given.values()][:3]) or path.touch()
+    )
     monkeypatch.setattr(module.vae, "infer_flow", turned)
     results.draw(module, data, tmp_path, torch.device("cpu"), num_samples=3)
     true, made, names = drawn[0]

@@ -237,7 +237,7 @@ def _frames_of_array(path: Path, most: int) -> Tensor:
         if fortran:  # all frames lie in one another
             return torch.stack([_arranged(frame, path) for frame in npz_array(path, name)[:most]])
         size = math.prod(shape) * dtype.itemsize
-        read = (np.frombuffer(file.read(size), dtype).reshape(shape) for _ in range(most))
+        read = (np.frombuffer(bytearray(file.read(size)), dtype).reshape(shape) for _ in range(most))
         return torch.stack([_arranged(frame, path) for frame in read])
 
 
