@@ -45,7 +45,7 @@ def contents(folder):
     return {path: torch.load(path, weights_only=True)["global_step"] for path in found}
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [pytest.param(3, marks=pytest.mark.ci), pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_at_any_moment_goes_on(kills, tmp_path) -> None:
     """A checkpoint is written at every step, so that about every second kill comes in the middle of one."""
     context = multiprocessing.get_context("forkserver")

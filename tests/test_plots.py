@@ -241,6 +241,7 @@ PICTURES = {
 }
 
 
+@pytest.mark.ci
 def test_without_matplotlib_or_pillow_every_picture_says_what_to_install(tmp_path):
     assert set(PICTURES) == set(plots.__all__)
     code = "\n".join(

@@ -177,6 +177,7 @@ def test_wrong_arguments_are_named(flow):
             call()
 
 
+@pytest.mark.ci
 def test_matplotlib_and_pyplot_stay_out_until_needed():
     code = (
         "import sys, torch, cflow, cflow.plots as p\n"

@@ -71,9 +71,8 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(
-    "what", [name if name == "a trainer" else pytest.param(name, marks=pytest.mark.ci) for name in HOSTILE]
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_configuration_does_nothing(run, what, tmp_path, monkeypatch) -> None:
     content = torch.load(run / "checkpoints/best.ckpt", weights_only=True)
     stored = content[runs.CONFIG_KEY]
@@ -162,7 +161,8 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(tmp_path) -> None:
     assert not list((tmp_path / "runs/digits/version_0/checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("config", ["digits", pytest.param("mnist", marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("config", ["digits", "mnist"])
 def test_a_run_that_goes_on_is_the_one_that_never_stopped(config, tmp_path, monkeypatch) -> None:
     """40 steps are 20 and 20 more, bit for bit."""
     monkeypatch.chdir(tmp_path)

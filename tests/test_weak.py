@@ -233,6 +233,7 @@ def fitted(tmp_path_factory):
     return folder / "runs/digits_weak/version_0", out.getvalue()
 
 
+@pytest.mark.ci
 def test_a_run_says_how_flows_are_inferred(fitted) -> None:
     run, said = fitted
     assert "0.1 M weights, marginal inference of k, 1.00% of things with a label; 6 steps" in said.splitlines()[0]
