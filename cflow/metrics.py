@@ -13,17 +13,36 @@ from .errors import ArgumentError, ArgumentTypeError
 from .fields import Part
 from .flow import PotentialFlow
 from .frames import Frames, parse_frames
-from .image_quality import psnr as psnr
-from .image_quality import ssim as ssim
-from .matching import match_flows as match_flows
-from .matching import spike_f1 as spike_f1
+from .image_quality import psnr, ssim
+from .matching import match_flows, matching_accuracy, spike_f1
 from .modes import full_precision, ordinary, recorded
 from .objectives import sum_rest
 from .selection import SelectionLike, parse_selection
 from .sparse import FlowWeights
 from .times import TimesLike
 from .vae import FlowVAE, zero_states
-from .vp_score import vp_score as vp_score
+from .vp_score import vp_score
+
+__all__ = [
+    "baselines",
+    "black",
+    "copy_input",
+    "equivariance_error",
+    "expected_calibration_error",
+    "flow_accuracy",
+    "log_likelihood",
+    "log_likelihood_bound",
+    "match_flows",
+    "matching_accuracy",
+    "no_flow",
+    "not_gradient",
+    "parts_along_paths",
+    "psnr",
+    "reconstruction_l1",
+    "spike_f1",
+    "ssim",
+    "vp_score",
+]
 
 PARTS: tuple[Part, ...] = ("gradient", "solenoidal")
 SLACK = 0.05  # by which probabilities in bfloat16 may miss the sum of 1
@@ -336,52 +355,6 @@ def flow_accuracy(q: Tensor, k: Tensor) -> tuple[float, Tensor]:
     counts.index_put_((q.argmax(-1), k), torch.ones_like(k), accumulate=True)
     flows, transformations = linear_sum_assignment(counts.numpy(), maximize=True)
     return int(counts[flows, transformations].sum()) / len(k), torch.from_numpy(transformations).long()
-
-
-def matching_accuracy(on: Tensor, true: Tensor) -> tuple[float, Tensor]:
-    """How often a flow is on exactly where its transformation is, up to the order of the flows, which is arbitrary.
-
-    Arguments:
-        on: which flows are on, booleans (…, K), such as ``vae.flow_posterior(x).probs > 0.5``.
-        true: which transformations are, booleans (…, M), of M ≤ K.
-
-    Returns:
-        The accuracy in [0, 1], averaged over everything, under the best assignment of a flow to each transformation,
-        found by the Hungarian method (Kuhn, 1955), and that assignment, integers (M,): assignment[transformation] =
-        flow. The other K − M flows do not count. To answer "off" always scores the part of intervals in which
-        transformations are off.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: shapes that do not go together, no booleans, or fewer flows than
-            transformations.
-
-    Example:
-        >>> true = torch.tensor([[True, False], [True, True], [False, True]])
-        >>> on = torch.tensor([[False, False, True], [True, False, True], [True, False, False]])
-        >>> matching_accuracy(on, true)
-        (1.0, tensor([2, 0]))
-    """
-    from scipy.optimize import linear_sum_assignment  # a tenth of a second that only this needs
-
-    for name, x in (("on", on), ("true", true)):
-        if not isinstance(x, Tensor) or x.dtype != torch.bool:
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ArgumentTypeError(f"{name}: expected booleans, got {got}; such as probabilities > 0.5")
-    if (
-        not on.ndim
-        or not true.ndim
-        or on.shape[:-1] != true.shape[:-1]
-        or on.shape[-1] < true.shape[-1]
-        or not on.numel()
-    ):
-        raise ArgumentError(
-            f"on, true: expected (…, K) and (…, M) with M ≤ K of at least one interval, got {tuple(on.shape)} and "
-            f"{tuple(true.shape)}"
-        )
-    flows, truth = (x.detach().cpu().flatten(0, -2).double() for x in (on, true))
-    agreement = (truth.mT @ flows + (1 - truth).mT @ (1 - flows)) / len(flows)  # (M, K)
-    transformations, assignment = linear_sum_assignment(agreement.numpy(), maximize=True)
-    return float(agreement[transformations, assignment].mean()), torch.from_numpy(assignment).long()
 
 
 def expected_calibration_error(q: Tensor, k: Tensor, *, bins: int = 15) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .checks import positive_int
+from .checks import float_images, instance, positive_int, positive_number
 from .errors import ArgumentError
 from .modes import ordinary, recorded
 from .vae import FlowVAE
@@ -39,7 +39,8 @@ def vp_score(
         seed: of all that is drawn; the global generator is left alone.
 
     Raises:
-        ArgumentError: a part that leaves nothing to learn from or to test on, no frames, or ones below 4 × 4 pixels.
+        ArgumentError, ArgumentTypeError: a part that leaves nothing to learn from or to test on, no frames, ones below
+            4 × 4 pixels, no such model, or a horizon that is not positive.
 
     References:
         Zhu, Xu, Tao: Learning disentangled representations with latent variation predictability, 2020,
@@ -52,12 +53,14 @@ def vp_score(
         >>> 0 <= score <= 1 and 0 <= error < 0.1
         True
     """
-    num_pairs = positive_int("num_pairs", num_pairs)
+    instance("vae", vae, FlowVAE, "a cflow.FlowVAE")
+    x0, horizon = float_images("x0", x0), positive_number("horizon", horizon)
+    num_pairs, few = positive_int("num_pairs", num_pairs), positive_number("few", few)
     seen = round(few * num_pairs)
     if not 0 < seen < num_pairs:
         raise ArgumentError(f"few: {few!r} of {num_pairs} pairs leaves none to learn from, or none to test on")
-    if vae.encode_frames is not None or not len(x0):
-        raise ArgumentError(f"x0: expected frames (B, …) of a model that encodes one, got {tuple(x0.shape)}")
+    if vae.encode_frames is not None or x0.ndim != 4 or not len(x0):
+        raise ArgumentError(f"x0: expected frames (B, C, H, W) of a model that encodes one, got {tuple(x0.shape)}")
     if min(x0.shape[-2:]) < LEAST:
         raise ArgumentError(f"x0: expected images of at least {LEAST} × {LEAST} pixels, got {tuple(x0.shape[-2:])}")
     generator = torch.Generator().manual_seed(seed)

@@ -509,8 +509,37 @@ BAD: dict[str, list[Bad]] = {
         Bad(lambda: metrics.expected_calibration_error(Q[:0], K[:0]), VALUE, "q, k: expected (N, K) and (N,)"),
     ],
     "metrics.matching_accuracy": [
-        Bad(lambda: metrics.matching_accuracy(Q, Q > 0.5), TYPE, "on: expected booleans, got torch.float32"),
+        Bad(lambda: metrics.matching_accuracy(Q, Q > 0.5), TYPE, "on: expected booleans, such as q.probs > 0.5"),
         Bad(lambda: metrics.matching_accuracy(Q[:, :1] > 0.5, Q > 0.5), VALUE, "on, true: expected (…, K) and (…, M)"),
+    ],
+    "metrics.match_flows": [
+        Bad(
+            lambda: metrics.match_flows([1.0], Q), TYPE, "found: expected floating-point columns, one a flow, got list"
+        ),
+        Bad(lambda: metrics.match_flows(Q, Q[:2]), VALUE, "found, truth: expected (N, K) and (N, K*)"),
+        Bad(lambda: metrics.match_flows(Q * NAN, Q), VALUE, "found: expected finite values"),
+    ],
+    "metrics.spike_f1": [
+        Bad(lambda: metrics.spike_f1(Q, Q > 0.5, K[:2]), TYPE, "on: expected booleans"),
+        Bad(
+            lambda: metrics.spike_f1(Q > 0.5, Q > 0.5, K), VALUE, "on, truth, flows: expected (N, K), (N, K*) and (K*,)"
+        ),
+        Bad(lambda: metrics.spike_f1(Q > 0.5, Q > 0.5, [0, 1]), TYPE, "flows: expected integers (K*,), got list"),
+        Bad(lambda: metrics.spike_f1(Q > 0.5, Q > 0.5, K[:2] + 5), VALUE, "flows: expected flows 0 to 1, or −1"),
+    ],
+    "metrics.psnr": [
+        Bad(lambda: metrics.psnr([1.0], IMAGES), TYPE, "made"),
+        Bad(lambda: metrics.psnr(IMAGES, IMAGES[:1]), VALUE, "made, x: expected images (…, C, H, W) of one shape"),
+    ],
+    "metrics.ssim": [
+        Bad(lambda: metrics.ssim(IMAGES, IMAGES), VALUE, "x: SSIM needs images of at least 11 × 11 pixels, got (8, 8)"),
+        Bad(lambda: metrics.ssim(IMAGES, 5), TYPE, "x"),
+    ],
+    "metrics.vp_score": [
+        Bad(lambda: metrics.vp_score(5, IMAGES), TYPE, "vae: expected a cflow.FlowVAE, got int"),
+        Bad(lambda: metrics.vp_score(VAE, [1]), TYPE, "x0"),
+        Bad(lambda: metrics.vp_score(VAE, IMAGES, horizon=NAN), VALUE, "horizon"),
+        Bad(lambda: metrics.vp_score(VAE, IMAGES, few=2.0), VALUE, "few: 2.0 of 600 pairs leaves none"),
     ],
     "composition.Composition": [
         Bad(lambda: composition.Composition(()), VALUE, "weights: expected pieces of K numbers"),

@@ -59,7 +59,7 @@ def test_flows_are_matched_by_when_they_are_on() -> None:
 @pytest.mark.parametrize(
     ("on", "true", "error", "message"),
     [
-        (TRUE.float(), TRUE, ArgumentTypeError, "on: expected booleans, got torch.float32"),
+        (TRUE.float(), TRUE, ArgumentTypeError, "on: expected booleans, such as q.probs > 0.5, got torch.float32"),
         (TRUE[:, :1], TRUE, ArgumentError, "with M ≤ K"),
         (TRUE[:2], TRUE, ArgumentError, "of at least one interval, got"),
     ],
@@ -238,6 +238,19 @@ def test_a_run_says_what_was_found(fitted) -> None:
     assert f"flows on where they should be {numbers['matching_accuracy']:.3f}" in said
     for name in ("flows.png", "traversals.png", "report.html"):
         assert (run / name).stat().st_size > 5000
+
+
+@marked
+def test_a_test_replaces_links_where_its_files_go(fitted, tmp_path) -> None:
+    names = [path.name for path in fitted[0].iterdir() if path.suffix in (".png", ".gif", ".webp", ".html", ".json")]
+    assert {"flows.png", "traversals.gif", "report.html", "metrics.json"} <= set(names)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    for name in names:
+        (tmp_path / "out" / name).symlink_to(tmp_path / "mine")
+    assert cli.main(["test", "--ckpt_path", str(fitted[0]), "--out_dir", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "mine").read_text() == "mine"
+    assert not any((tmp_path / "out" / name).is_symlink() for name in names)
 
 
 @marked

@@ -245,9 +245,8 @@ def draw_flows(
     index = torch.zeros(1, dtype=torch.long)
     x = test.frames(test.read(index, index, t[:1]).to(device), index.to(device), t[:1].to(device))
     made = torch.stack([vae.traverse(vae.encoder_input(x), w.to(device), t)[:, 0] for w in weights])
-    path = folder / "flows.png"
-    traversal_grid(x.expand(len(made), -1, -1, -1, -1), made, titles, times=t.tolist()).savefig(path, dpi=150)
-    return [path]
+    figure = traversal_grid(x.expand(len(made), -1, -1, -1, -1), made, titles, times=t.tolist())
+    return [files.drawn(folder / "flows.png", lambda path: figure.savefig(path, dpi=150))]
 
 
 def flow_names(model: FlowVAEModule, data: SequenceDataModule) -> list[str]:
@@ -277,6 +276,7 @@ def frames_there(test: Sequences, things: Tensor, t: Tensor) -> Tensor:
     return (found if there is None else found & there[:, None]).any(-1)
 
 
+@torch.no_grad()
 def flows_of(model: FlowVAEModule, data: SequenceDataModule, device: torch.device) -> Flows:
     """What each transformation has become, where flows are inferred and transformations known; see `Flows`."""
     if not model.config.weak or data.source.unlabelled:
