@@ -46,8 +46,8 @@ def not_negative(name: str, x: float) -> float:
 
 
 def at_least(name: str, x: float, least: int) -> None:
-    """Raise an ArgumentError for a number below the least one allowed."""
-    if x < least:
+    """Raise an ArgumentError for what is no number, or one below the least allowed."""
+    if isinstance(x, bool) or not isinstance(x, numbers.Real) or not x >= least:
         raise ArgumentError(f"{name}={x!r} must be at least {least}.")
 
 

@@ -148,7 +148,10 @@ def damage_text(text: str, draw: random.Random) -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("seed", [*range(6), *(pytest.param(seed, marks=MANY) for seed in range(6, 300))])
+# 290: null for a number that jsonargparse lets through
+@pytest.mark.parametrize(
+    "seed", [*range(6), 290, *(pytest.param(seed, marks=MANY) for seed in range(6, 300) if seed != 290)]
+)
 def test_configuration_files(seed, call):
     draw = random.Random(seed)
     text = (presets.FOLDER / draw.choice(["digits.yaml", "digits_weak.yaml", "population.yaml"])).read_text("utf-8")

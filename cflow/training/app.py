@@ -218,8 +218,9 @@ class CflowCLI(LightningCLI):
         """
         try:
             super().instantiate_classes()  # type: ignore[no-untyped-call]
-        except (MemoryError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, CflowError):
+        except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+            # of a size beyond 2⁶³ PyTorch says that a type is wrong; every other TypeError is a mistake of ours
+            if isinstance(error, CflowError) or (isinstance(error, TypeError) and "Overflow" not in str(error)):
                 raise
             said = " ".join(str(error).split()) or type(error).__name__
             raise ArgumentError(f"nothing can be made of these options: {said:.200}") from error
