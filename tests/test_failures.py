@@ -197,6 +197,19 @@ def test_a_way_back_that_meets_is_not(solver) -> None:
             assert (grad - truth).norm() < 0.03 * truth.norm()
 
 
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun2", "heun3", "rk4"])
+@pytest.mark.parametrize("step_size", [0.1, 0.03, 0.002])
+def test_fixed_steps_that_are_not_undone_are_warned_of(method, step_size) -> None:
+    """Where the gradient is off by more than a few hundredths, and nowhere where it is off by under a thousandth."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        grad, truth = contraction(5.0, Solver(method, step_size=step_size, gradient="adjoint"), (0.0, 2.0))
+    off = float((grad - truth).norm() / truth.norm())
+    warned = [f"step_size={step_size}, gradient='discrete'" in str(warning.message) for warning in caught]
+    assert warned == [True] or (off < 0.03 and not warned)
+    assert off > 1e-3 or not warned
+
+
 def test_one_row_of_many_is_enough() -> None:
     z0 = torch.full((200, 2), 0.05, dtype=torch.float64)
     z0[7] = 1.0

@@ -21,6 +21,7 @@ from .integrate import Integrator
 from .programs import Stepper
 from .rhs import Clock, Recorded, RightHandSide, RowClock, clock_of, right_hand_side
 from .segments import Segment
+from .solver import Solver
 from .state import State
 from .steps import Step
 from .tableau import tableau
@@ -96,7 +97,8 @@ class ContinuousAdjoint(torch.autograd.Function):
             else:
                 clock = clock_of(start, end, length, y)
             wanted = [x for x in ctx.copies[1:] if x.requires_grad]
-            rhs = Recorded(field, clock, solve.state)
+            table = tableau(solve.integrator.solver.method)
+            rhs = Recorded(field, clock, solve.state, keep=table.evaluated if table else 1)
             ctx.output = solve.integrator(rhs, y, solve.segment, adjoint_of=wanted)
         ctx.solve, ctx.rhs = solve, rhs
         ctx.save_for_backward(*inputs)  # for the check that nothing was changed in place
@@ -117,25 +119,45 @@ class ContinuousAdjoint(torch.autograd.Function):
 
 
 def _check_way_back(solve: SegmentSolve, rhs: Recorded, y: Tensor) -> None:
-    """Warn where the backward solve came back elsewhere than to the state y (R, C) that it set out from.
-
-    The last evaluation of a method that is FSAL, and of SciPy's, lies at the end of its last step.
-    """
-    table = tableau(solve.integrator.solver.method)
-    if rhs.latest is None or solve.integrator.solver.is_fixed or (table is not None and not table.is_fsal):
+    """Warn where the backward solve came back elsewhere than to the state y (R, C) that it set out from."""
+    arrived = _arrived(solve.integrator.solver, rhs)
+    if arrived is None:
         return
-    s, back = rhs.latest
+    s, back = arrived
     start, found = solve.state.z(y.detach()), solve.state.z(back)
     lengths = start.norm(dim=-1)
     missed = (found - start).norm(dim=-1) / torch.maximum(lengths, lengths.square().mean().sqrt())
     at, worst = torch.stack([s.to(missed), missed.amax()]).tolist()  # the one read of the device
     if at >= -1e-6 * solve.segment.length and not worst <= WAY_BACK:
+        solver = solve.integrator.solver
+        if solver.is_fixed:
+            why = "steps of this step_size are not undone by the same steps backwards"
+            same = f"Solver({solver.method!r}, step_size={solver.step_size:g}, gradient='discrete')"
+            remedy = f"Use {same}, or shorter steps"
+        else:
+            why = "the flow contracts too strongly to be run backwards at these rtol and atol"
+            remedy = "Use Solver('dopri5', gradient='discrete'), or tighter tolerances"
         warnings.warn(
             f"gradient: the continuous adjoint's way back misses z0 by more than {WAY_BACK:.0%} of its length, and its "
-            "gradient is off by about as much: the flow contracts too strongly to be run backwards at these rtol and "
-            "atol. Use Solver('dopri5', gradient='discrete'), or tighter tolerances",
+            f"gradient is off by about as much: {why}. {remedy}",
             stacklevel=2,
         )
+
+
+def _arrived(solver: Solver, rhs: Recorded) -> tuple[Tensor, Tensor] | None:
+    """Where the way back ended: the point () of the clock and the state (R, C); None where it cannot be seen.
+
+    The last evaluation of a method that is FSAL, and of SciPy's, lies at the end of its last step. Fixed steps end at
+    the start of the clock, in y + h Σ_i b_i k_i.
+    """
+    table, latest = tableau(solver.method), list(rhs.latest)
+    if latest and not solver.is_fixed and (table is None or table.is_fsal):
+        return latest[-1][:2]
+    if not latest or not solver.is_fixed or table is None or solver.options.get("perturb"):
+        return None
+    s, y, _ = latest[0]
+    slopes = torch.stack([slope for _, _, slope in latest])
+    return torch.zeros_like(s), y - s.to(y) * torch.tensordot(slopes.new_tensor(table.b[: len(latest)]), slopes, 1)
 
 
 class Discrete(torch.autograd.Function):

@@ -146,20 +146,20 @@ class Recorded(RightHandSide):
     """For torchdiffeq's adjoint, which differentiates every evaluation by itself and wants a graph to y of each.
 
     Attributes:
-        latest: the point () of the clock and the state (R, C) of the last evaluation.
+        latest: of the last evaluations, as many as asked for: the point () of the clock, the state (R, C), its slope.
     """
 
-    def __init__(self, field: VelocityField, clock: Clock, state: State) -> None:
+    def __init__(self, field: VelocityField, clock: Clock, state: State, keep: int = 1) -> None:
         super().__init__(field, clock, state)
         self.rhs = right_hand_side(field, clock, state)
-        self.latest: tuple[Tensor, Tensor] | None = None
+        self.latest: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=keep)
 
     def plan(self, s: Sequence[float]) -> None:
         """Leave every evaluation to embed its own time."""
 
     def __call__(self, s: Tensor, y: Tensor) -> Tensor:
-        self.latest = s.detach(), y.detach()
         out = self.rhs(s, y)
+        self.latest.append((s.detach(), y.detach(), out.detach()))
         return out + 0 * y if torch.is_grad_enabled() and not out.requires_grad else out
 
 
