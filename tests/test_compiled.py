@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import signal
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import cflow
 from cflow import PotentialFlow, Solver
 from cflow.errors import ArgumentError
 from cflow.modes import plain_operations
+from cflow.potentials import autograd
 from cflow.solve import programs
 
 B, D, K = 6, 4, 2
@@ -63,6 +65,32 @@ def test_without_a_compiler_it_warns_once_and_runs(monkeypatch):
     assert len(seen) == 1
     flow(z0, 1, (0.0, 2.0))  # a second warning would be an error
     torch.testing.assert_close(z1, PotentialFlow(net, solver="dopri5")(z0, 1, (0.0, 1.0)))
+
+
+@pytest.mark.parametrize("compile", [True, "step"])
+def test_an_interrupt_while_compiling_comes_through_and_spoils_nothing(compile, monkeypatch):
+    """Ctrl-C is no compiler that fails: it is neither swallowed nor remembered."""
+    calls = []
+
+    def compiler(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return args[0]
+
+    monkeypatch.setattr(*((autograd, "_inductor") if compile is True else (programs, "compiled")), compiler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    net, z0 = Users(D, K), torch.randn(B, D)
+    flow = PotentialFlow(net, solver=rk4("discrete", 0.5), compile=compile)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            flow(z0, 1, (0.0, 1.0))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with torch.no_grad():
+        torch.testing.assert_close(flow(z0, 1, (0.0, 1.0)), PotentialFlow(net, solver=flow.solver)(z0, 1, (0.0, 1.0)))
+    assert len(calls) > 1  # compiled after all
+    assert flow.compiled.is_compiled if compile is True else not flow.programs.given_up
 
 
 def test_errors_of_the_potential_itself_come_through(monkeypatch):

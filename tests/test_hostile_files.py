@@ -269,10 +269,10 @@ def header(shape, dtype="|u1"):
     return file.getvalue()
 
 
-def commas(path, start):
+def commas(path, start, megabytes=256):
     with path.open("wb") as file:
         file.write(start)
-        for _ in range(256):
+        for _ in range(megabytes):
             file.write(b"," * 2**20)
 
 
@@ -352,7 +352,7 @@ DATA = {
         "data.SequenceFolder(root).split('test').read(*FIRST)",
     ),
     "times of commas": (
-        lambda root: [sequences(root), commas(root / "times.csv", b"sequence,frame,time\n")],
+        lambda root: [sequences(root), commas(root / "times.csv", b"sequence,frame,time\n", 1024)],
         "data.SequenceFolder(root)",
     ),
     "a head of commas": (
