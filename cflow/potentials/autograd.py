@@ -83,14 +83,17 @@ class ModuleField(AutogradField):
     def velocity(self, z: Tensor, time: Time) -> Tensor:
         create_graph, z = torch.is_grad_enabled(), _variable(z)
         with torch.enable_grad():
-            u = self.net(z, time.expand(len(z)), *self.args)
-            return _gradient((u.reshape(len(z), self.num_flows) * self.weights).sum(), z, None, create_graph)
+            return self._velocity(z, time, create_graph)
+
+    def _velocity(self, z: Tensor, time: Time, create_graph: bool) -> Tensor:
+        """∇ Σ_k w_k u_k: the weights are the cotangent of u, so that the sum itself need not be computed."""
+        u = self.net(z, time.expand(len(z)), *self.args).reshape(len(z), self.num_flows)
+        return _gradient(u, z, self.weights.to(u.dtype).expand_as(u), create_graph, retain_graph=create_graph)
 
     def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
         create_graph, z = torch.is_grad_enabled(), _variable(z)
         with torch.enable_grad():
-            u = self.net(z, time.expand(len(z)), *self.args)
-            v = _gradient((u.reshape(len(z), self.num_flows) * self.weights).sum(), z, None, True)
+            v = self._velocity(z, time, True)
             trace = self.trace(v, z, create_graph)
         return (v, trace) if create_graph else (v.detach(), trace.detach())
 
@@ -100,11 +103,13 @@ def _variable(z: Tensor) -> Tensor:
     return z.view_as(z) if z.requires_grad and torch.is_grad_enabled() else z.detach().requires_grad_()
 
 
-def _gradient(y: Tensor, z: Tensor, cotangent: Tensor | None, create_graph: bool) -> Tensor:
+def _gradient(
+    y: Tensor, z: Tensor, cotangent: Tensor | None, create_graph: bool, *, retain_graph: bool = True
+) -> Tensor:
     if not y.requires_grad:  # it does not depend on z
         return torch.zeros_like(z)
     return torch.autograd.grad(
-        y, z, cotangent, create_graph=create_graph, retain_graph=True, allow_unused=True, materialize_grads=True
+        y, z, cotangent, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
     )[0]
 
 
