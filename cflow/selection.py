@@ -239,7 +239,10 @@ def _constant(k: Constant, batch: int | None, num_flows: int, like: Tensor, name
     if not isinstance(k, Tensor):
         if isinstance(k, (bool, np.bool_)) or not isinstance(k, (numbers.Integral, np.ndarray)):
             raise ArgumentTypeError(f"{name}: expected {FORMS}; got {type(k).__name__} {k!r}")
-        k = torch.tensor(int(k)) if isinstance(k, numbers.Integral) else torch.as_tensor(k)
+        if isinstance(k, numbers.Integral):
+            _check_flows(int(k), int(k), num_flows, name)
+            return torch.tensor(int(k), device=like.device)
+        k = torch.as_tensor(k)
     k = ordinary(k.to(like.device))
     if k.is_floating_point():
         rows = batch if batch is not None else len(k) if k.ndim else 0
@@ -259,13 +262,14 @@ def _constant(k: Constant, batch: int | None, num_flows: int, like: Tensor, name
         )
     if not traced() and k.numel():
         low, high = (int(x) for x in k.aminmax())
-        if low < 0 or high >= num_flows:
-            raise ArgumentError(
-                f"{name}: expected flows 0 to {num_flows - 1}, got {low} to {high}"
-                if k.ndim
-                else f"{name}: expected a flow 0 to {num_flows - 1}, got {low}"
-            )
+        _check_flows(low, high, num_flows, name)
     return k.long()
+
+
+def _check_flows(low: int, high: int, num_flows: int, name: str) -> None:
+    if low < 0 or high >= num_flows:
+        wanted, got = ("a flow", low) if low == high else ("flows", f"{low} to {high}")
+        raise ArgumentError(f"{name}: expected {wanted} 0 to {num_flows - 1}, got {got}")
 
 
 def _check_finite(weights: Tensor, name: str) -> None:

@@ -46,7 +46,7 @@ class Mixture:
         """The entries (G, …) of flows that take part, out of (K, …)."""
         if not self.flows or len(self.flows) == x.shape[0]:
             return x
-        return x[self.flows[0] :][:1] if len(self.flows) == 1 else x[list(self.flows)]
+        return x.narrow(0, self.flows[0], 1) if len(self.flows) == 1 else x[list(self.flows)]
 
     def factors(self) -> Tensor | None:
         """The mixture weights (G, 1 or R, 1); None where each row follows one flow."""
