@@ -355,6 +355,7 @@ def test_an_empty_batch_returns_empty():
         assert path.z.shape == (3, 0, 3)
         assert path.log_density_change.shape == path.kinetic_energy.shape == (3, 0)
         assert flow(none, 1, (torch.zeros(0), torch.ones(0))).shape == (0, 3)
+        assert flow.solve(none, Schedule(torch.zeros(3, 0), [0, 1]), torch.zeros(4, 0)).z.shape == (4, 0, 3)
         assert flow.velocity(none, 1, 0.0).shape == (0, 3)
         assert flow.divergence(none, 1, 0.0).shape == (0,)
 

@@ -118,7 +118,7 @@ class Plan:
                 offset = earlier_boundary(boundaries, piece)
                 start, end = start - offset, end - offset
             passed = self.passed[first : last + 1]
-            outputs = (passed[1:] - passed[:1]).amax(1).tolist() if passed.shape[1] else [0.0] * (last - first)
+            outputs = (passed[1:] - passed[:1]).amax(1).tolist()
             yield piece, start, end, tuple(outputs), origin
             first = last
 
