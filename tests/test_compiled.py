@@ -182,6 +182,22 @@ def test_what_steps_cannot_do_runs_eagerly(recorded):
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
+def test_a_norm_of_the_users_and_a_solver_changed_to_one_that_reuses_stages_run_eagerly(recorded):
+    def norm(x):
+        return x.abs().amax()
+
+    net, z0 = cflow.MLPPotential(D, K).double(), torch.randn(B, D, dtype=torch.float64)
+    for solver in (Solver("dopri5", options={"norm": norm}), Solver("adaptive_heun")):
+        found = []
+        for flow in pair(net):
+            flow.solver = solver
+            with torch.no_grad():
+                path = flow.solve(z0, 1, (0.0, 1.0))
+            found.append([path.z, torch.tensor(path.nfe)])
+            assert not flow.programs or not flow.programs.made
+        torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
 def test_buffers_attributes_and_parameters_may_change_between_calls(recorded):
     class Scaled(Users):
         def __init__(self):
