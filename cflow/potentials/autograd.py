@@ -87,8 +87,10 @@ class ModuleField(AutogradField):
 
     def _velocity(self, z: Tensor, time: Time, create_graph: bool) -> Tensor:
         """∇ Σ_k w_k u_k: the weights are the cotangent of u, so that the sum itself need not be computed."""
-        u = self.net(z, time.expand(len(z)), *self.args).reshape(len(z), self.num_flows)
-        return _gradient(u, z, self.weights.to(u.dtype).expand_as(u), create_graph, retain_graph=create_graph)
+        u, w = self.net(z, time.expand(len(z)), *self.args), self.weights
+        u = u[:, None] if u.ndim == 1 else u
+        w = w if w.dtype == u.dtype else w.to(u.dtype)
+        return _gradient(u, z, w.expand_as(u), create_graph, retain_graph=create_graph)
 
     def velocity_and_divergence(self, z: Tensor, time: Time) -> tuple[Tensor, Tensor]:
         create_graph, z = torch.is_grad_enabled(), _variable(z)
