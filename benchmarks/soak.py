@@ -1,6 +1,6 @@
 """Thousands of solves and training steps in one process: does memory grow, or the time of a solve?
 
-    python benchmarks/soak.py                                # 2,000 solves, 2,000 steps, workers, threads: three minutes
+    python benchmarks/soak.py                                # 2,000 solves, 2,000 steps, workers, threads: 3 minutes
     python benchmarks/soak.py --solves 200 --steps 0         # a part of it
 
 - **solves**: flows that are new each time, of changing shapes, potentials, selections, schedules, methods and gradient

@@ -492,6 +492,7 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--lr", "1"], "Did you mean '--model.lr'?"),
         (["fit", "--model.lr", "fast"], "--model.lr: expected a float, got fast"),
         (["fit", "--model.lr", "-1"], "model.lr=-1.0 must be positive"),
+        (["fit", "--model.flow_lr", "0"], "model.flow_lr=0.0 must be positive; 1 is the learning rate of the networks"),
         (["fit", "--model.solver", "rk5"], "Did you mean 'rk4'?"),
         (["fit", "--model.num_flows", "2", "--trainer.max_steps", "1"], "set model.num_flows=3"),
         (["fit", "--model.frames_per_step", "10"], "more than data.num_frames=9"),

@@ -176,6 +176,7 @@ REFUSED = {
     "an unknown accelerator": ["--trainer.accelerator", "abacus"],
     "no number of steps": ["--trainer.max_steps", "-1"],
     "another optimizer": ["--ckpt_path", "{run}", "--trainer.max_steps", "9", "--model.optimizer", "adam"],
+    "another rate of the flow": ["--ckpt_path", "{run}", "--trainer.max_steps", "9", "--model.flow_lr", "0.5"],
     "another width": ["--ckpt_path", "{run}", "--trainer.max_steps", "9", "--model.width", "20"],
 }
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import cflow
 from cflow import nets
-from cflow.training.optimizer import BETAS, MuonAdam, hidden_weights, make_optimizer, orthogonal
+from cflow.training.optimizer import BETAS, MuonAdam, hidden_weights, make_optimizer, orthogonal, set_learning_rate
 
 
 def gradients(net: nn.Module, seed: int) -> None:
@@ -99,3 +99,24 @@ def test_an_unknown_optimizer_is_named():
     vae = nets.build_vae(latent_dim=4, width=16)
     with pytest.raises(cflow.ArgumentError, match=r"model\.optimizer: expected adam or muon, got 'sgd'"):
         make_optimizer("sgd", vae, lr=0.01)
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_the_flow_learns_at_a_rate_of_its_own(name):
+    """The first step of Adam is as long as its learning rate."""
+    vae = nets.build_vae(latent_dim=4, width=16, potential="quadratic", solenoidal="skew")
+    optimizer = make_optimizer(name, vae, lr=1.0, flow_lr=0.25)
+    learned = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(learned) == sorted(id(p) for p in vae.parameters())
+    before = {id(p): p.detach().clone() for p in vae.parameters()}
+    gradients(vae, 0)
+    set_learning_rate(optimizer, 0.01)
+    optimizer.step()
+    flow = {id(p) for p in vae.flow.parameters()}
+    hidden = {id(p) for p in hidden_weights(vae.encoder, vae.decoder)} if name == "muon" else set()
+    for p in vae.parameters():
+        if id(p) not in hidden:
+            moved = (p - before[id(p)]).abs()
+            torch.testing.assert_close(
+                moved, torch.full_like(p, 0.0025 if id(p) in flow else 0.01), rtol=1e-2, atol=1e-6
+            )

@@ -42,7 +42,7 @@ from .measures import (
     transformation_errors,
     weights_posterior,
 )
-from .optimizer import OptimizerName, make_optimizer
+from .optimizer import OptimizerName, make_optimizer, set_learning_rate
 from .schedules import HOTTEST, TEMPERATURES, learning_rate_factor, sparse_temperature_at, temperature_at
 
 LIKELIHOOD_SEQUENCES = 256
@@ -85,6 +85,7 @@ class FlowVAEModule(GuardedModule):
         frames_per_step: int = 2,
         likelihood_samples: int = 16,
         optimizer: OptimizerName = "adam",
+        flow_lr: float = 1.0,
         temperature: float | None = None,
         num_flows: int | None = None,
         data_flows: int | None = None,
@@ -99,6 +100,7 @@ class FlowVAEModule(GuardedModule):
             frames_per_step: frames decoded a sequence in training, 1 .. num_frames.
             likelihood_samples: importance samples for `log_likelihood` in the test; 0 leaves it out.
             optimizer: `adam`, or `muon` for the hidden layers of encoder and decoder, with Adam for the rest.
+            flow_lr: learning rate of the flow, as a part of lr. Linear fields learn better at a quarter.
             temperature: of weak supervision in the first step, see `temperature_at`; null is 1000, for gumbel 1. For
                 sparse the highest, see `sparse_temperature_at`; null is 30.
             num_flows: number K of flows; null: one a transformation of the data.
@@ -108,10 +110,12 @@ class FlowVAEModule(GuardedModule):
         super().__init__()
         if not lr > 0:
             raise ArgumentError(f"model.lr={lr!r} must be positive.")
+        if not 0 < flow_lr < math.inf:
+            raise ArgumentError(f"model.flow_lr={flow_lr!r} must be positive; 1 is the learning rate of the networks.")
         at_least("model.warmup_steps", warmup_steps, 0)
         at_least("model.frames_per_step", frames_per_step, 1)
         at_least("model.likelihood_samples", likelihood_samples, 0)
-        self.lr, self.schedule, self.warmup_steps = lr, schedule, warmup_steps
+        self.lr, self.flow_lr, self.schedule, self.warmup_steps = lr, flow_lr, schedule, warmup_steps
         self.frames_per_step = frames_per_step
         self.likelihood_samples, self.optimizer = likelihood_samples, optimizer
         if num_flows is None:
@@ -213,7 +217,7 @@ class FlowVAEModule(GuardedModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return Adam or Muon; the learning rate is set before every step, so that a resumed fit uses the new one."""
         dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
-        return make_optimizer(self.optimizer, self.vae, self.lr, dtype)
+        return make_optimizer(self.optimizer, self.vae, self.lr, dtype, flow_lr=self.flow_lr)
 
     def on_train_start(self) -> None:
         """Start the clock.
@@ -250,8 +254,7 @@ class FlowVAEModule(GuardedModule):
             self.vae.temperature = temperature_at(self.global_step, total, start, min(start, end))
         rate = self.lr * learning_rate_factor(self.global_step, total, self.schedule, self.warmup_steps)
         for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(optimizer, rate)
         seed_generators(mixed(self.seed, seen(self.trainer), self.global_rank))
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -435,15 +438,15 @@ class FlowVAEModule(GuardedModule):
         self._seconds_before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
 
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
-        """Store the training time, the names of optimizer and transformations, and the seed that all draws follow."""
+        """Store the training time, the names of optimizer and transformations, flow_lr, and the seed of all draws."""
         checkpoint["seconds"], checkpoint["optimizer"], checkpoint["seed"] = self.seconds, self.optimizer, self.seed
-        checkpoint["names"] = list(self.data.source.names)
+        checkpoint["names"], checkpoint["flow_lr"] = list(self.data.source.names), self.flow_lr
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the training time and the seed over.
 
         Raises:
-            ArgumentError: a fit would go on with another optimizer than before, or the data are of other
+            ArgumentError: a fit would go on with another optimizer or flow_lr than before, or the data are of other
                 transformations.
         """
         check_names(checkpoint.get("names"), self.data.source.names, "checkpoint knows")
@@ -452,6 +455,9 @@ class FlowVAEModule(GuardedModule):
             raise ArgumentError(
                 f"model.optimizer={self.optimizer!r}, but the checkpoint holds the state of {before!r}; go on with it."
             )
+        part = checkpoint.get("flow_lr", 1.0)
+        if self.trainer.state.fn == TrainerFn.FITTING and self.flow_lr != part:
+            raise ArgumentError(f"model.flow_lr={self.flow_lr!r}, but the checkpoint had {part!r}; go on with it.")
         self._seconds_before, self._start = float(checkpoint.get("seconds", 0.0)), None
         self.seed = int(checkpoint.get("seed", self.seed))
 

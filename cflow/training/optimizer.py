@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,6 +14,7 @@ from ..errors import ArgumentError
 from ..vae import FlowVAE
 
 OptimizerName = Literal["adam", "muon"]
+Group = dict[str, Any]  # parameters with settings of their own, as in PyTorch's optimizers
 BETAS = (0.9, 0.99)  # on digits 3 % better than PyTorch's 0.999 at equal steps
 MOMENTUM = 0.95
 LENGTH = 0.4
@@ -35,7 +36,7 @@ class MuonAdam(Optimizer):
 
     Arguments:
         hidden: weights (m, …) of layers, each a matrix (m, n).
-        others: all other parameters.
+        others: all other parameters, or groups of them as PyTorch's optimizers take.
         lr: learning rate.
         dtype: in which the singular values are made equal, that of the weights by default; bfloat16 is enough.
 
@@ -51,17 +52,23 @@ class MuonAdam(Optimizer):
     """
 
     def __init__(
-        self, hidden: Iterable[Tensor], others: Iterable[Tensor], lr: float, dtype: torch.dtype | None = None
+        self,
+        hidden: Iterable[Tensor],
+        others: Iterable[Tensor] | Sequence[Group],
+        lr: float,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.dtype = dtype
-        groups = [{"params": list(hidden), "muon": True}, {"params": list(others), "muon": False}]
-        super().__init__(groups, {"lr": lr})
-        self._adam = Adam(self.param_groups[1]["params"], lr=lr, betas=BETAS, fused=True)
+        rest: list[Any] = list(others)
+        groups: list[Group] = rest if rest and isinstance(rest[0], dict) else [{"params": rest}]
+        super().__init__([{"params": list(hidden), "muon": True}, *({"muon": False, **g} for g in groups)], {"lr": lr})
+        self._adam = Adam([{**group} for group in self.param_groups[1:]], lr=lr, betas=BETAS, fused=True)
         self._share()
 
     def _share(self) -> None:
         """Let Adam work on the state and the settings that are saved and set here."""
-        self.param_groups[1] |= {k: v for k, v in self._adam.param_groups[0].items() if k not in self.param_groups[1]}
+        for own, made in zip(self.param_groups[1:], self._adam.param_groups, strict=True):
+            own |= {k: v for k, v in made.items() if k not in own}
         self._adam.state, self._adam.param_groups = self.state, self.param_groups[1:]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -121,19 +128,46 @@ def hidden_weights(encoder: nn.Module, decoder: nn.Module) -> list[Tensor]:
     return [*first[1:], *last[:-1]]
 
 
-def make_optimizer(name: OptimizerName, vae: FlowVAE, lr: float, dtype: torch.dtype | None = None) -> Optimizer:
+def make_optimizer(
+    name: OptimizerName, vae: FlowVAE, lr: float, dtype: torch.dtype | None = None, *, flow_lr: float = 1.0
+) -> Optimizer:
     """Adam for all parameters of a model, or Muon for the hidden layers of encoder and decoder and Adam for the rest.
+
+    Arguments:
+        name: which one.
+        vae: the model.
+        lr: learning rate.
+        dtype: of Muon.
+        flow_lr: that of the flow, as a part of it; its parameters are a group of their own where this is not 1.
 
     Raises:
         ArgumentError: another name.
     """
     if name not in get_args(OptimizerName):
         raise ArgumentError(f"model.optimizer: expected {' or '.join(get_args(OptimizerName))}, got {name!r}")
+    hidden = hidden_weights(vae.encoder, vae.decoder) if name == "muon" else []
+    flow = list(vae.flow.parameters()) if flow_lr != 1 else []
+    chosen = {id(p) for p in (*hidden, *flow)}
+    groups: list[Group] = [{"params": [p for p in vae.parameters() if id(p) not in chosen]}]
+    if flow:
+        groups.append({"params": flow, "lr": lr * flow_lr, "part": flow_lr})
     if name == "adam":
-        return Adam(vae.parameters(), lr=lr, betas=BETAS, fused=True)
-    hidden = hidden_weights(vae.encoder, vae.decoder)
-    chosen = {id(p) for p in hidden}
-    return MuonAdam(hidden, [p for p in vae.parameters() if id(p) not in chosen], lr, dtype)
+        return Adam(groups, lr=lr, betas=BETAS, fused=True)
+    return MuonAdam(hidden, groups, lr, dtype)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """The learning rate of the next step, of what `make_optimizer` has made.
+
+    Example:
+        >>> from cflow import nets
+        >>> optimizer = make_optimizer("adam", nets.build_vae(latent_dim=4, width=16), lr=1.0, flow_lr=0.25)
+        >>> set_learning_rate(optimizer, 0.1)
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.1, 0.025]
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("part", 1.0)
 
 
 def bfloat16_in_software(accelerator: object) -> bool:
