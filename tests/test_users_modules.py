@@ -381,6 +381,42 @@ def test_divergence_through_operations_that_vmap_does_not_know():
     torch.testing.assert_close(flow.divergence(z, t=0.0), 12 * D * s.square())
 
 
+@pytest.mark.parametrize("mode", ["adjoint", "discrete", "direct"])
+def test_a_potential_that_does_not_depend_on_the_state_moves_nothing(mode):
+    class Level(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor([2.0, 3.0]))
+
+        def forward(self, z, t):
+            return t[:, None] * self.level
+
+    flow, z = PotentialFlow(Level(), solver=Solver("rk4", step_size=0.5, gradient=mode)), torch.randn(4, 3)
+    assert torch.equal(flow.velocity(z, 1, 0.5), torch.zeros(4, 3))
+    assert torch.equal(flow.divergence(z, 1, 0.5), torch.zeros(4))
+    path = flow.solve(z.clone().requires_grad_(), 1, (0.0, 1.0), log_density=True)
+    assert torch.equal(path.z[-1], z)
+    assert torch.equal(path.log_density_change[-1], torch.zeros(4))
+    (path.z.sum() + path.log_density_change.sum()).backward()
+    assert flow.net.level.grad is None or torch.equal(flow.net.level.grad, torch.zeros(2))
+
+
+def test_exact_divergence_of_more_dimensions_than_one_backward_pass_takes():
+    class Bowl(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rates = nn.Parameter(torch.linspace(-1.0, 2.0, 150, dtype=torch.float64))
+
+        def forward(self, z, t):
+            return 0.5 * (self.rates * z.square()).sum(-1) + (z[:, 0] * z[:, 149]).square()
+
+    flow, z = PotentialFlow(Bowl()), torch.randn(3, 150, dtype=torch.float64)
+    truth = flow.net.rates.sum() + 2 * (z[:, 0].square() + z[:, 149].square())
+    torch.testing.assert_close(flow.divergence(z, 0, 0.0), truth)
+    with torch.no_grad():
+        torch.testing.assert_close(flow.divergence(z, 0, 0.0), truth.detach())
+
+
 def test_an_empty_batch_never_reaches_a_module_that_says_its_flows():
     class Whole(Net):
         def forward(self, z, t):
