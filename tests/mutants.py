@@ -64,6 +64,8 @@ EQUIVALENT = {
     "strict=False": "what is zipped is of one length",
     "if at > -1e-6 * solve.segment.length": "no way back ends on the bound to the last bit",
     "hidden = w2.shape[2]": "W₂ is square",
+    "still = (grad == 0).all(1)": "the second of two axes is the last",
+    "if part <= 0.5": "from either end the half is the same",
 }  # in the line after the change → why it computes the same
 
 Change = tuple[int, int, bytes]  # bytes from and to, and what stands there instead
