@@ -435,7 +435,7 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     for ax, column in zip(axes[0], shown, strict=True):
         have = [i for i, name in enumerate(names) if column in mean[name]]
         values = [mean[names[i]][column] for i in have]
-        ax.barh(have, values, color=["tab:orange" if names[i] in BASELINES else "tab:blue" for i in have])
+        ax.barh(have, values, color=["tab:orange" if names[i].split(",")[0] in BASELINES else "tab:blue" for i in have])
         ax.axvline(min(values), color="0.3", linewidth=0.8)
         # one row that fails would press all others against the axis
         ax.set_xlim(0, min(1.05 * max(values), 3 * statistics.median(values)))
