@@ -440,7 +440,7 @@ class FlowVAEModule(GuardedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
         """Store the training time, the names of optimizer and transformations, flow_lr, and the seed of all draws."""
         checkpoint["seconds"], checkpoint["optimizer"], checkpoint["seed"] = self.seconds, self.optimizer, self.seed
-        checkpoint["names"], checkpoint["flow_lr"] = list(self.data.source.names), self.flow_lr
+        checkpoint["names"], checkpoint["flow_lr"] = list(self.data.source.names), float(self.flow_lr)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the training time and the seed over.
@@ -456,8 +456,9 @@ class FlowVAEModule(GuardedModule):
                 f"model.optimizer={self.optimizer!r}, but the checkpoint holds the state of {before!r}; go on with it."
             )
         part = checkpoint.get("flow_lr", 1.0)
-        if self.trainer.state.fn == TrainerFn.FITTING and self.flow_lr != part:
-            raise ArgumentError(f"model.flow_lr={self.flow_lr!r}, but the checkpoint had {part!r}; go on with it.")
+        if self.trainer.state.fn == TrainerFn.FITTING and not (isinstance(part, float) and part == self.flow_lr):
+            had = shorten(repr(part), 60)
+            raise ArgumentError(f"model.flow_lr={self.flow_lr!r}, but the checkpoint had {had}; go on with that.")
         self._seconds_before, self._start = float(checkpoint.get("seconds", 0.0)), None
         self.seed = int(checkpoint.get("seed", self.seed))
 
