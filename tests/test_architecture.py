@@ -168,6 +168,7 @@ def ways(call):
     return found
 
 
+@pytest.mark.filterwarnings("ignore:gradient. the continuous adjoint's way back")
 @pytest.mark.parametrize("name", ONE_FLOW_OF_EACH)
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: f"{s.method}-{s.gradient}")
 def test_the_way_of_an_evaluation_is_short_and_asks_nothing(name, solver):
