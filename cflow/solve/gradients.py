@@ -97,7 +97,8 @@ class ContinuousAdjoint(torch.autograd.Function):
             else:
                 clock = clock_of(start, end, length, y)
             wanted = [x for x in ctx.copies[1:] if x.requires_grad]
-            table = tableau(solve.integrator.solver.method)
+            solver = solve.integrator.solver
+            table = tableau(solver.method) if solver.is_fixed else None
             rhs = Recorded(field, clock, solve.state, keep=table.evaluated if table else 1)
             ctx.output = solve.integrator(rhs, y, solve.segment, adjoint_of=wanted)
         ctx.solve, ctx.rhs = solve, rhs
