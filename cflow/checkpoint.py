@@ -174,6 +174,9 @@ def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:
                 raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts are compressed)")
             if sum(part.file_size for part in parts) > size:
                 raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts overlap)")
+            # PyTorch's reader takes what is marked as a folder for empty: the tensor would be what the memory held
+            if any(part.external_attr & 0x10 for part in parts):
+                raise DataError(f"{name}: {str(file)!r} is damaged (a part is marked as a folder)")
             if any(part.filename.endswith("constants.pkl") for part in parts):
                 raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch, but a program (TorchScript)")
             broken = archive.testzip()

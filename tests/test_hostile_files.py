@@ -450,6 +450,19 @@ def test_damaged_weights_are_refused_or_what_they_were(name, step, tmp_path) -> 
     assert refused > len(good) / step  # every cut, and some flips
 
 
+def test_no_part_of_a_checkpoint_is_taken_for_a_folder(tmp_path) -> None:
+    """PyTorch's reader leaves the memory of a tensor as it was where one bit of the directory says so."""
+    file = tmp_path / "x.ckpt"
+    torch.save(content(), file)
+    repacked(file, lambda name, text: (name, text, zipfile.ZIP_STORED))
+    cflow.load(file)  # what the next lines change alone is refused
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.getinfo("x/data/0").external_attr |= 0x10
+        archive.comment = b" "  # the directory is written anew
+    with pytest.raises(cflow.DataError, match=r"damaged \(a part is marked as a folder"):
+        cflow.load(file)
+
+
 def test_links_in_a_run_are_replaced_and_not_followed(tmp_path) -> None:
     from cflow.training import files, runs
 
