@@ -169,11 +169,9 @@ def read_checkpoint(file: Path, name: str = "path") -> dict[str, Any]:
     try:
         with zipfile.ZipFile(file) as archive:
             parts, size = archive.infolist(), file.stat().st_size
-            # what PyTorch writes is as large as the file; anything else may be made to fill the memory
-            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-                raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts are compressed)")
+            # what PyTorch writes is as large as the file; compressed or overlapping parts may fill the memory
             if sum(part.file_size for part in parts) > size:
-                raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts overlap)")
+                raise DataError(f"{name}: {str(file)!r} is no checkpoint of PyTorch (its parts are larger than it)")
             # PyTorch's reader takes what is marked as a folder for empty: the tensor would be what the memory held
             if any(part.external_attr & 0x10 for part in parts):
                 raise DataError(f"{name}: {str(file)!r} is damaged (a part is marked as a folder)")

@@ -31,6 +31,7 @@ TINY = [
     *("--model.likelihood_samples", "2", "--data.val_samples", "20", "--data.test_samples", "30"),
     *("--trainer.accelerator", "cpu", "--trainer.devices", "1", "--data.batch_size", "32"),
 ]
+STEP = [*TINY, "--trainer.max_steps", "1"]
 pytestmark = pytest.mark.usefixtures("one_thread")  # models this small gain nothing from more
 
 NAMES = ["scaling", "rotation", "hue"]
@@ -500,8 +501,8 @@ def test_what_needs_no_pytorch_imports_none(words) -> None:
         (["fit", "--trainer.accelerator", "tpu"], "--trainer: "),
         (["fit", "--trainer.max_time", "soon"], "DD:HH:MM:SS"),
         (["fit", "--seed_everything", "-5"], "--seed_everything=-5: expected 0 to 4294967295"),
-        (["fit", "--run_name", "../elsewhere"], "--run_name='../elsewhere': expected the name of a folder"),
-        (["fit", "--run_name", "\ud800"], "expected the name of a folder"),
+        (["fit", *STEP, "--run_name", "../elsewhere"], "--run_name='../elsewhere': expected the name of a folder"),
+        (["fit", *STEP, "--run_name", "\ud800"], "expected the name of a folder"),
         (["fit", "--model.width", str(10**15)], "nothing can be made of these options: "),
         (["fit", "--data.dataset", "cifar10"], "data.dataset='cifar10': expected one of digits, mnist"),
         (["fit", "--model.schedule", "linear"], "--model.schedule: expected 'cosine' or 'constant', got linear"),

@@ -176,6 +176,7 @@ CHECKPOINTS = {
     "ten gigabytes of bytes": lambda file: torch.save(content() | {"a": Memory()}, file),
     "a zip bomb": zip_bomb,
     "parts that overlap": overlapping,
+    "a network of gigabytes": with_config(width=20_000),
     "a network of terabytes": with_config(width=10**9),
     "a network of terabytes in the options alone": with_options("model", width=10**9),
     "images of terapixels": with_options("data", resize=10**6),
