@@ -89,7 +89,7 @@ def measure(sizes: Iterable[Size], *, rounds: int = 20, budget: float = 20.0, co
     Arguments:
         sizes: those of `SIZES` to measure; D64 K3 also gives the marks for divergences, memory and gradients.
         rounds, budget: see `common.interleave`, for each group of each size.
-        compiled: also try the compiled field, where the installed cflow has it.
+        compiled: also try compiled steps, where the installed cflow has them.
     """
     marks: list[Mark] = []
     device = torch.device("cpu")
@@ -142,7 +142,7 @@ def solves(problem: Problem, rounds: int, budget: float, compiled: bool) -> dict
 
         calls[f"{method} training, original"] = problem.training(original, list(field.parameters()))
         for flavour in ("", ", compiled") if compiled and can_compile() else ("",):
-            for mode in modes(method)[0]:
+            for mode in ["discrete"] if flavour else modes(method)[0]:
                 solve = problem.solve(solver(method, mode), compiled=bool(flavour))
                 calls[f"{method} training, {mode}{flavour}"] = problem.training(solve)
         if method == "rk4":

@@ -50,21 +50,24 @@ else
     few=(--rounds 10 --budget 12)
     sizes=(16,3,128 64,3,1024 324,8,4096)
     peer_sizes=(64,3,1024)
-    check=(--budget 80 --processes $((($(nproc) + 1) / 2)))
+    check=(--budget 65 --processes $((($(nproc) + 1) / 2)))
 fi
 
 command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-part check_device 120 "${check[@]}"
-part solver_cost 150 --sizes "${sizes[@]}" --methods euler rk4 dopri5 "${few[@]}" --plot "$out/solver_cost.png"
-part against_peers 90 --sizes "${peer_sizes[@]}" --libraries cflow torchdiffeq torchdyn torchode zuko diffrax "${few[@]}"
-part user_module 45 --quick "${few[@]:0:2}" --budget 5 # its larger cases take minutes where launches count
+part check_device 100 "${check[@]}"
+part solver_cost 130 --sizes "${sizes[@]}" --methods euler rk4 dopri5 "${few[@]}" --plot "$out/solver_cost.png"
+part against_peers 80 --sizes "${peer_sizes[@]}" --libraries cflow torchdiffeq torchdyn torchode zuko diffrax "${few[@]}"
+part user_module 40 --quick "${few[@]:0:2}" --budget 5 # its larger cases take minutes where launches count
+if [[ -z $quick ]]; then # its programs take half a minute to compile
+    part compiled_field 80 --step --size 16,3,128 --rounds 10 --budget 5
+fi
 presets=(digits mnist)
 if ! has sklearn; then
     presets=(mnist)
     echo "skipped the preset digits: scikit-learn cannot be imported"
 fi
 if has cflow.training.module yaml torchvision; then
-    part training_iteration 60 --presets "${presets[@]}" "${few[@]:0:2}"
+    part training_iteration 50 --presets "${presets[@]}" "${few[@]:0:2}"
 else
     echo "skipped training_iteration: cflow's extra 'train' cannot be imported"
 fi

@@ -346,14 +346,14 @@ def test_solver_cost_table_json_and_plot(document, tmp_path, capsys) -> None:
     assert not plt.get_fignums()
 
 
-def test_compiled_field_is_skipped_with_a_reason_where_there_is_none(monkeypatch, capsys) -> None:
+def test_compiled_steps_are_skipped_with_a_reason_where_there_is_none(monkeypatch, capsys) -> None:
     cost, asked = script("solver_cost"), []
     monkeypatch.setattr(cost, "can_compile", lambda: False)
     monkeypatch.setattr(cost, "measure_size", lambda *args, compiled, **more: asked.append(compiled) or ([], {}))
     for name in ("sweep", "gradient_sweep"):
         monkeypatch.setattr(cost, name, lambda *args, **more: [])
     cost.run([small()], device=CPU, methods=["euler"], thread_counts=[1], rounds=1, budget=0, compiled=True)
-    assert "skipped the compiled field" in capsys.readouterr().out
+    assert "skipped the compiled steps" in capsys.readouterr().out
     assert asked == [False]
 
 

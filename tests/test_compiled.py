@@ -165,6 +165,29 @@ def test_of_every_kind_of_field_selection_and_time(recorded, name):
     check_alike(net, STEPPED[2], cflow.Schedule([0, 1, 2], [0, 1]), (0.0, 2.0))
 
 
+def test_states_and_velocities_whose_elements_share_memory(monkeypatch):
+    """A program is of its arguments' strides, and cannot be made where elements overlap."""
+    seen = []
+
+    def look(function, args):
+        seen.extend(args)
+        return record(function, args)
+
+    class Slope(Users):
+        def forward(self, z, t):
+            return z.sum(-1, keepdim=True).expand(-1, K)  # whose gradient is an expanded one
+
+    monkeypatch.setattr(programs, "compiled", look)
+    z0, w = torch.randn(1, D, dtype=torch.float64).expand(B, D), torch.tensor([0.3, -0.7]).double()
+    for solver in STEPPED[1:]:
+        found = [
+            flow(z0, w.expand(B, K), (0.0, 1.0)) for flow in pair(Slope(D, K).double().requires_grad_(False), solver)
+        ]
+        torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    assert seen
+    assert not any(0 in x.stride() for x in seen)
+
+
 def test_with_a_context_and_in_turned_gradients(recorded):
     context = torch.randn(B, 3, dtype=torch.float64, requires_grad=True)
     turned = cflow.Solenoidal(UsersWithContext(D, K)).double()
@@ -210,7 +233,12 @@ def test_buffers_attributes_and_parameters_may_change_between_calls(recorded):
 
     net, z0 = Scaled(), torch.randn(B, D)
     stepped, eager = pair(net, STEPPED[2])
-    for change in (lambda: None, lambda: net.shift.fill_(1.0), lambda: net.a.weight.data.mul_(2), lambda: None):
+    for change in (
+        lambda: None,
+        lambda: setattr(net, "shift", torch.ones(8)),
+        lambda: net.a.weight.data.mul_(2),
+        lambda: None,
+    ):
         change()
         torch.testing.assert_close(stepped(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
     assert len(stepped.programs.made) == 1
@@ -267,6 +295,26 @@ def test_gradients_where_only_the_forward_steps_compiled(monkeypatch):
     with pytest.warns(UserWarning, match="too large"):
         found = [torch.autograd.grad(end, [z0, *net.parameters()]) for end in ends]
     torch.testing.assert_close(*found)
+
+
+def test_what_a_graph_returns_outlives_its_next_replay(monkeypatch):
+    """With a stand-in that returns the same memory every time, as CUDA's graphs do."""
+
+    def graphed(function, args):
+        def replay(*new):
+            for x, y in zip(memory, function(*new), strict=True):
+                x.copy_(y)
+            return memory
+
+        memory = tuple(torch.empty_like(x) for x in function(*args))
+        return replay
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
+    x, y = torch.randn(2, 3).unbind()
+    run = programs.replayed(lambda x, y: (x + y, x * y), [x, y])
+    first = run(x, y)
+    run(2 * x, y)
+    torch.testing.assert_close(first, [x + y, x * y])
 
 
 @pytest.mark.parametrize("solver", ["implicit_adams", "adaptive_heun", "direct", "adjoint"])

@@ -10,6 +10,7 @@ what the field and its modules hold beside tensors, see `kind_of`.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import types
 import warnings
@@ -89,10 +90,33 @@ def compiled(function: Program, args: Tensors) -> Program:
     with torch.inference_mode(False), torch.no_grad():
         like = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x) for x in args]
         with plain_operations():
-            graph = make_fx(function)(*like)
-        program = cast(Program, compile_fx(graph, like))
+            graph = make_fx(function, decomposition_table=_UNFUSED)(*like)
+        for node in graph.graph.nodes:
+            node.meta.pop("val", None)  # inductor makes stand-ins of its own
+        # calls from C++ where that is offered: Python's cost as much as the products at D=16
+        program = cast(Program, compile_fx(graph, like, config_patches={"cpp_wrapper": like[0].is_cpu}))
         program(*like)
-        return program
+        return replayed(program, like) if like[0].is_cuda else program
+
+
+def replayed(program: Program, like: Sequence[Tensor]) -> Program:
+    """A program on CUDA as a graph. Its outputs are copies: every replay writes to the same memory."""
+    graph = torch.cuda.make_graphed_callables(program, tuple(like))
+
+    def run(*args: Tensor) -> Tensor | list[Tensor]:
+        out: Any = graph(*args)
+        return out.clone() if isinstance(out, Tensor) else [x.clone() for x in out]
+
+    return run
+
+
+def _product_and_bias(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """beta x + alpha a b, whose sum inductor fuses with what follows."""
+    out = a @ b if alpha == 1 else alpha * (a @ b)
+    return out + (x if beta == 1 else beta * x)
+
+
+_UNFUSED = dict.fromkeys((torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default), _product_and_bias)
 
 
 # --- what a program is made for ---------------------------------------------------------------------------------
@@ -156,6 +180,7 @@ class Stepper:
         key: what programs are made for.
         kept: its objects.
         inputs: rate, samples and what the field reads.
+        latest: the program of each direction, and the layout of states that it is of.
     """
 
     programs: Programs
@@ -167,6 +192,7 @@ class Stepper:
     key: Hashable
     kept: list[object]
     inputs: Tensors
+    latest: dict[str, tuple[list[tuple[int, ...]], Program]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def make(
@@ -183,7 +209,7 @@ class Stepper:
         rate = clock.rate
         key = (table, kind_of(field, kept), rate if isinstance(rate, float) else None, tolerances, samples is None)
         extra = tuple(x for x in (rate, samples) if isinstance(x, Tensor))
-        inputs = tuple(x.detach() for x in (*extra, *field.tensors, *field.constants))
+        inputs = tuple(dense(x.detach()) for x in (*extra, *field.tensors, *field.constants))
         return cls(programs, table, field, rate, tolerances, samples, key, kept, inputs)
 
     def _unpack(self, inputs: Tensors) -> tuple[Rate, Tensor | None, VelocityField]:
@@ -193,11 +219,22 @@ class Stepper:
         count = len(self.field.tensors)
         return rate, samples, self.field.with_tensors(tuple(left[:count])).with_constants(tuple(left[count:]))
 
+    def _program(
+        self, direction: str, key: Hashable, states: Sequence[Tensor], function: Program, args: Tensors
+    ) -> Any:
+        """The program of a step of this segment, of which the layout of states alone may change from step to step."""
+        layout = [x.stride() for x in states]
+        found, made = self.latest.get(direction, (None, None))
+        if found != layout:
+            made = self.programs.find(direction, key, self.kept, function, args)
+            self.latest[direction] = layout, made
+        return made
+
     def fixed(self, y: Tensor, size: Tensor, times: Sequence[Time]) -> Tensor | None:
         """y' of a step (R, C) from y, its size () and what the field reads of the times of its stages."""
         flat: list[Tensor] = []
         flatten(times, flat)
-        args = (y, size, *flat, *self.inputs)
+        args = (*map(dense, (y, size, *flat)), *self.inputs)
 
         def step(y: Tensor, size: Tensor, *rest: Tensor) -> Tensor:
             left = list(rest)
@@ -205,7 +242,7 @@ class Stepper:
             rate, _, field = self._unpack(tuple(left))
             return advance(self.table, field, rate, y, size, own)[0]
 
-        program = self.programs.find("step", self.key, self.kept, step, args)
+        program = self._program("step", self.key, args[:1], step, args)
         return None if program is None else program(*args)
 
     def adaptive(
@@ -214,7 +251,7 @@ class Stepper:
         """y', the slope there, and the error ratio (), from y, its slope, and the times of later stages."""
         flat: list[Tensor] = []
         flatten(times, flat)
-        args = (y, slope, size, *flat, *self.inputs)
+        args = (*map(dense, (y, slope, size, *flat)), *self.inputs)
 
         def step(y: Tensor, slope: Tensor, size: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             left = list(rest)
@@ -226,16 +263,16 @@ class Stepper:
             scaled = error / (atol + rtol * torch.maximum(y.abs(), new.abs()))
             return new, slopes[-1], batch_norm(y.shape[1], samples)(scaled)
 
-        program = self.programs.find("step", self.key, self.kept, step, args)
+        program = self._program("step", self.key, args[:2], step, args)
         return None if program is None else tuple(program(*args))  # type: ignore[return-value]
 
     def pulled_back(
         self, y: Tensor, size: Tensor, t: Tensor, cotangent: Tensor, wanted: tuple[bool, ...]
     ) -> list[Tensor] | None:
         """Cotangents of a step's start and of the wanted tensors, from that of its end; t (n,) or (n, R) of stages."""
-        args = (y, size, t, cotangent, *self.inputs)
+        args = (*map(dense, (y, cotangent, size, t)), *self.inputs)
 
-        def pull(y: Tensor, size: Tensor, t: Tensor, cotangent: Tensor, *rest: Tensor) -> list[Tensor]:
+        def pull(y: Tensor, cotangent: Tensor, size: Tensor, t: Tensor, *rest: Tensor) -> list[Tensor]:
             with torch.enable_grad():
                 y = y.detach().requires_grad_()
                 first = isinstance(self.rate, Tensor)
@@ -247,7 +284,7 @@ class Stepper:
                     torch.autograd.grad(out, [y, *chosen], cotangent, allow_unused=True, materialize_grads=True)
                 )
 
-        program = self.programs.find("gradient", (self.key, wanted), self.kept, pull, args)
+        program = self._program("gradient", (self.key, wanted), args[:2], pull, args)
         return None if program is None else list(program(*args))
 
 
@@ -276,6 +313,11 @@ def sum_of(y: Tensor, slopes: Sequence[Tensor], coefficients: Sequence[float], s
         if c:
             y = y + (size * c) * slope
     return y
+
+
+def dense(x: Tensor) -> Tensor:
+    """The same numbers without elements that share memory, as of expanded tensors."""
+    return x.contiguous() if 0 in x.stride() else x
 
 
 def flatten(time: Any, into: list[Tensor]) -> None:

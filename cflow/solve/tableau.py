@@ -39,12 +39,12 @@ class Tableau:
     order: int = 0
     error: tuple[float, ...] = ()
 
-    @property
+    @functools.cached_property
     def is_fsal(self) -> bool:
         """Whether the last stage lies at y'."""
         return self.b[-1] == 0 and self.b[:-1] == self.a[-1]
 
-    @property
+    @functools.cached_property
     def evaluated(self) -> int:
         """Stages that a step needs for y', or for the next step."""
         return len(self.b) if self.reuses_last else max(i for i, b in enumerate(self.b) if b) + 1
