@@ -87,19 +87,23 @@ def gradients() -> str:
 def peers() -> str:
     """Other libraries on the same potentials."""
     path, content = newest("*-peers.json")
-    rows = [
-        [
-            f"{row['library']}: {row['method']}",
-            number(1e3 * row["forward"]["median"]),
-            number(1e3 * row["training"]["median"]),
-            number(row["faster_training"]),
-            number(row["error"]),
+    parts = []
+    for dim in sorted({row["dim"] for row in content["rows"]}, reverse=True):
+        rows = [
+            [
+                f"{row['library']}: {row['method']}",
+                number(1e3 * row["forward"]["median"]),
+                number(1e3 * row["training"]["median"]),
+                number(row["faster_training"]),
+                number(row["error"]),
+            ]
+            for row in content["rows"]
+            if row["dim"] == dim
         ]
-        for row in content["rows"]
-        if "compiled" not in row["library"]
-    ]
-    head = ["", "solve, ms", "with gradient, ms", "× faster", "error"]
-    return f"D = 64, K = 3, batch 128, tolerance 1e-5; {machine(path, content)}:\n\n{table(head, rows)}\n"
+        head = ["", "solve, ms", "with gradient, ms", "× faster", "error"]
+        about = f"D = {dim}, K = 3, batch 128, tolerance 1e-5 or eight steps of rk4"
+        parts.append(f"{about}; {machine(path, content)}:\n\n{table(head, rows)}")
+    return "\n\n".join(parts) + "\n"
 
 
 def iterations() -> str:
