@@ -50,16 +50,16 @@ else
     few=(--rounds 10 --budget 12)
     sizes=(16,3,128 64,3,1024 324,8,4096)
     peer_sizes=(64,3,1024)
-    check=(--budget 65 --processes $((($(nproc) + 1) / 2)))
+    check=(--budget 55 --processes $((($(nproc) + 1) / 2)))
 fi
 
 command -v nvidia-smi > /dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
-part check_device 100 "${check[@]}"
-part solver_cost 130 --sizes "${sizes[@]}" --methods euler rk4 dopri5 "${few[@]}" --plot "$out/solver_cost.png"
+part check_device 90 "${check[@]}"
+part solver_cost 120 --sizes "${sizes[@]}" --methods euler rk4 dopri5 "${few[@]}" --plot "$out/solver_cost.png"
 part against_peers 80 --sizes "${peer_sizes[@]}" --libraries cflow torchdiffeq torchdyn torchode zuko diffrax "${few[@]}"
 part user_module 40 --quick "${few[@]:0:2}" --budget 5 # its larger cases take minutes where launches count
 if [[ -z $quick ]]; then # its programs take half a minute to compile
-    part compiled_field 80 --step --size 16,3,128 --rounds 10 --budget 5
+    part compiled_field 100 --step --size 16,3,128 --rounds 10 --budget 5
 fi
 presets=(digits mnist)
 if ! has sklearn; then

@@ -2,6 +2,7 @@
 
     python tests/mutants.py                          # sixty of them, always the same: half an hour on one core
     python tests/mutants.py --count 200 --seed 1     # others
+    python tests/mutants.py solve/explicit.py        # of files with that in their path
 
 An operator changes one expression: a comparison, a sign, a sum, a number by one, `and` for `or`, two arguments swapped,
 a `detach` or a statement dropped. What stands in annotations, docstrings and messages of errors is left alone. All
@@ -51,6 +52,7 @@ CORE = {
     "solve/explicit.py": SOLVES,
     "solve/integrate.py": SOLVES,
     "solve/norms.py": SOLVES,
+    "solve/programs.py": ("test_compiled.py",),
     "solve/rhs.py": SOLVES,
     "solve/segments.py": SOLVES,
     "solve/solve.py": SOLVES,
@@ -222,6 +224,7 @@ def examine(mutant: Mutant, tree: Path, seconds: float) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Draw, run, and return the exit status."""
     parser = argparse.ArgumentParser(description="Change the core at random and look whether the tests notice.")
+    parser.add_argument("where", nargs="?", default="", help="only of files with it in their path below cflow/")
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
@@ -230,8 +233,8 @@ def main(words: Sequence[str] | None = None) -> int:
     SERVER.set_forkserver_preload(PRELOAD)
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     package = TESTS.parent / "cflow"
-    every = all_mutants(package)
-    drawn = random.Random(options.seed).sample(every, options.count)
+    every = [mutant for mutant in all_mutants(package) if options.where in mutant.file]
+    drawn = random.Random(options.seed).sample(every, min(options.count, len(every)))
     print(f"{len(drawn)} of {len(every)} mutants, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
         trees: queue.SimpleQueue[Path] = queue.SimpleQueue()

@@ -430,12 +430,17 @@ SKEW = cflow.PotentialFlow(None, solenoidal=cflow.SkewLinear(2))
         ({"growth": nn.Linear(2, 1)}, "growth: Matching knows no masses; use 'transport' or 'sinkhorn'"),
         ({"regulariser": 3}, "regulariser: expected a function"),
         ({"regulariser": lambda flow, z, t: z.sum() * float("nan")}, "loss: became nan at step 1 of 2; try"),
+        (
+            {"regulariser": lambda flow, z, t: (0 * next(flow.parameters())).sum().sqrt()},
+            "loss: its gradient became nan at step 1 of 2; try",
+        ),
     ],
 )
 def test_bad_fits(change, message):
     arguments = {"flow": linear(), "snapshots": TWO, "steps": 2, "batch_size": 4} | change
     with pytest.raises(CflowError, match=f"^{message}"):
         fit(**arguments)
+    assert all(bool(p.isfinite().all()) for p in arguments["flow"].parameters())
 
 
 @pytest.mark.parametrize(("missing", "who"), [("ot", "POT"), ("scipy.optimize", "SciPy or POT")])

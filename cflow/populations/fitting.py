@@ -138,7 +138,7 @@ def fit(
 
     Raises:
         ArgumentError, ArgumentTypeError: a flow with several potentials or of another D, fewer than two snapshots, a
-            misspelt loss, bad numbers, or a loss that is no longer finite.
+            misspelt loss, bad numbers, or a loss or gradient that is no longer finite, before it changes the flow.
         DependencyError: exact transport needs SciPy or POT (extra `cells`).
         IntegrationError: a solve failed.
 
@@ -176,15 +176,15 @@ def fit(
             optimizer.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
             terms = objective.terms(flow, snapshots, batch_size)
             numbers = {name: float(value.detach()) for name, value in terms.items()}
-            if not math.isfinite(numbers["loss"]):
-                raise ArgumentError(
-                    f"loss: became {numbers['loss']} at step {step + 1} of {steps}; try a smaller lr than {lr:g}, a "
-                    "clip such as 1.0, or coordinates scaled to about unit variance"
-                )
             optimizer.zero_grad()
             terms["loss"].backward()  # type: ignore[no-untyped-call]
-            if clip is not None:
-                clip_grad_norm_(trained, clip)
+            norm = clip_grad_norm_(trained, math.inf if clip is None else clip)
+            for what, value in (("", numbers["loss"]), ("its gradient ", float(norm))):
+                if not math.isfinite(value):  # before the step: the flow stays as it is
+                    raise ArgumentError(
+                        f"loss: {what}became {value} at step {step + 1} of {steps}; try a smaller lr than {lr:g}, "
+                        "a clip such as 1.0, or coordinates scaled to about unit variance"
+                    )
             optimizer.step()
             for name, number in ({"step": step + 1, "seconds": time.monotonic() - start} | numbers).items():
                 history.setdefault(name, []).append(number)
