@@ -1,6 +1,6 @@
 """Do flows learned from snapshots find what moved the population? Populations whose motion is known.
 
-    python benchmarks/known_populations.py                # forty minutes, one thread
+    python benchmarks/known_populations.py                # an hour or more, one thread
     python benchmarks/known_populations.py --seeds 0      # a third of it
     python benchmarks/known_populations.py --quick        # seconds: what the script does
 

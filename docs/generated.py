@@ -125,7 +125,7 @@ def paper() -> str:
     """The paper's settings beside simpler ones, in a reduced run."""
     path, content = newest("*-paper-tables.json")
     names = {name: name for name in ("scaling", "rotation", "hue", "mean")}
-    names |= {"best trivial, all frames": "best trivial answer", "reconstruction_l1": "reconstruction L1"}
+    names |= {"reconstruction_l1": "reconstruction L1"}
     rows = [
         [f"{row['method']}, seed {row['seed']}", *(number(row["numbers"].get(name)) for name in names)]
         for row in content["rows"]

@@ -1,4 +1,4 @@
-"""Cut the thumbnails of README's table of notebooks out of the pictures that the notebooks hold.
+"""Cut the thumbnails of the page of notebooks out of the pictures that the notebooks hold.
 
     python docs/thumbnails.py
 
