@@ -3,16 +3,15 @@
 import copy
 import pickle
 import signal
+from dataclasses import dataclass
 
 import pytest
 import torch
 from cases import POTENTIALS, Users, UsersWithContext, rk4
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import cflow
 from cflow import PotentialFlow, Solver
 from cflow.errors import ArgumentError
-from cflow.modes import plain_operations
 from cflow.potentials import autograd
 from cflow.solve import programs
 
@@ -117,8 +116,8 @@ ROW_TIMES = (torch.zeros(B), torch.linspace(0.1, 1.0, B))
 
 def record(function, args):
     """What a compiler is given, and nothing compiled: operations in place of values."""
-    with torch.inference_mode(False), torch.no_grad(), plain_operations():
-        return make_fx(function)(*(x.detach().clone() for x in args))
+    with torch.inference_mode(False), torch.no_grad():
+        return programs.recorded(function, [x.detach().clone() for x in args])
 
 
 @pytest.fixture
@@ -222,14 +221,19 @@ def test_a_norm_of_the_users_and_a_solver_changed_to_one_that_reuses_stages_run_
 
 
 def test_buffers_attributes_and_parameters_may_change_between_calls(recorded):
+    @dataclass
+    class Options:
+        sign: int = 1
+
     class Scaled(Users):
         def __init__(self):
             super().__init__(D, K)
-            self.factor = 1.0
+            self.factor, self.table, self.plain, self.options = 1.0, {"power": 1}, torch.ones(8), Options()
             self.register_buffer("shift", torch.zeros(8))
 
         def forward(self, z, t):
-            return self.factor * self.b(torch.tanh(self.a(z) + self.shift + t[:, None]))
+            hidden = torch.tanh(self.a(z) + self.shift + t[:, None]) * self.plain
+            return self.factor * self.options.sign * self.b(hidden.pow(self.table["power"]))
 
     net, z0 = Scaled(), torch.randn(B, D)
     stepped, eager = pair(net, STEPPED[2])
@@ -242,8 +246,19 @@ def test_buffers_attributes_and_parameters_may_change_between_calls(recorded):
         change()
         torch.testing.assert_close(stepped(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
     assert len(stepped.programs.made) == 1
-    net.factor = 3.0
-    torch.testing.assert_close(stepped(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
+    assert any(x is net.plain for x in stepped.programs.kept)  # no other tensor takes its place in memory
+    turned = net.a.register_forward_hook(lambda module, args, out: -out)
+    for change in (
+        lambda: setattr(net, "factor", 3.0),
+        lambda: net.table.update(power=2),
+        lambda: setattr(net, "plain", torch.full((8,), 2.0)),
+        lambda: net.plain.mul_(2),
+        turned.remove,
+        lambda: setattr(net.options, "sign", -1),
+    ):
+        change()
+        torch.testing.assert_close(stepped(z0, 1, (0.0, 1.0)), eager(z0, 1, (0.0, 1.0)))
+    assert len(stepped.programs.made) == 7
 
 
 def test_other_shapes_are_compiled_eight_times_and_then_that_is_said(recorded):

@@ -85,18 +85,25 @@ class Programs:
 def compiled(function: Program, args: Tensors) -> Program:
     """A function of tensors as a program of the same sizes."""
     from torch._inductor.compile_fx import compile_fx  # it takes seconds to import
-    from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.inference_mode(False), torch.no_grad():
         like = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device).copy_(x) for x in args]
-        with plain_operations():
-            graph = make_fx(function, decomposition_table=_UNFUSED)(*like)
-        for node in graph.graph.nodes:
-            node.meta.pop("val", None)  # inductor makes stand-ins of its own
+        graph = recorded(function, like)
         # calls from C++ where that is offered: Python's cost as much as the products at D=16
         program = cast(Program, compile_fx(graph, like, config_patches={"cpp_wrapper": like[0].is_cpu}))
         program(*like)
         return replayed(program, like) if like[0].is_cuda else program
+
+
+def recorded(function: Program, args: Sequence[Tensor]) -> torch.fx.GraphModule:
+    """The operations of a function of tensors like these."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with plain_operations():
+        graph = make_fx(function, decomposition_table=_UNFUSED)(*args)
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)  # inductor makes stand-ins of its own
+    return graph
 
 
 def replayed(program: Program, like: Sequence[Tensor]) -> Program:
@@ -154,7 +161,7 @@ def _module_kind(net: nn.Module, kept: list[object]) -> Hashable:
     found: list[Any] = [type(net)]
     for name, value in vars(net).items():
         if name in ("_parameters", "_buffers"):
-            found.append(tuple((key, None if x is None else x.shape) for key, x in value.items()))
+            found.append(tuple((key, x is None) for key, x in value.items()))  # their sizes are those of arguments
         elif isinstance(value, Tensor):  # neither parameter nor buffer: in the program as it is
             kept.append(value)
             found.append((name, id(value), value._version))
