@@ -89,7 +89,8 @@ class PotentialFlow(Pretrained):
             D=64, a closed form 1.4 to 1.7 and 1.1 to 1.3 times. Integrals, times that want a gradient, a norm of your
             own, and transformations of PyTorch run uncompiled. Eight kinds of step, of other shapes say, are
             compiled; then a warning says that the rest is not. What a module reads beside arguments, tensors of its
-            own and attributes (globals, contents of arrays) stays as it was when it was compiled.
+            own and attributes (globals, contents of arrays, attributes of objects that are neither modules nor
+            dataclasses) stays as it was when it was compiled.
 
     Raises:
         ArgumentError, ArgumentTypeError: bad arguments, here or in a call; they name the argument and the fix.

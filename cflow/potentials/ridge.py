@@ -63,6 +63,7 @@ class _RidgeTimeNet(TimeNet):
 
     def __init__(self, dim: int, num_flows: int, hidden: int, width: int = 64) -> None:
         super().__init__(dim)
+        self.num_flows = num_flows
         self.w1 = uniform(width, self.size, fan_in=self.size)
         self.b1 = uniform(width, fan_in=self.size)
         # start near a flow that does not depend on time
@@ -70,11 +71,15 @@ class _RidgeTimeNet(TimeNet):
         self.b2 = nn.Parameter(torch.zeros(2 * num_flows * hidden))
 
     def forward(self, t: Tensor) -> Tensor:
-        return _changes(t, self.tensors())
+        return _changes(t, self.tensors(Mixture()))
 
-    def tensors(self) -> Tensors:
-        """What `_changes` reads."""
-        return self.frequency, self.phase, *parameters_of(self, "w1", "b1", "w2", "b2")
+    def tensors(self, mixture: Mixture) -> Tensors:
+        """What `_changes` reads for the flows that take part."""
+        w1, b1, w2, b2 = parameters_of(self, "w1", "b1", "w2", "b2")
+        if mixture.flows:
+            w2, b2 = (x.view(2, self.num_flows, -1, *x.shape[1:]).transpose(0, 1) for x in (w2, b2))
+            w2, b2 = (mixture.stack(x).transpose(0, 1).flatten(0, 2) for x in (w2, b2))
+        return self.frequency, self.phase, w1, b1, w2, b2
 
 
 def _changes(t: Tensor, tensors: Sequence[Tensor]) -> Tensor:
@@ -91,12 +96,12 @@ class RidgeForm(StackedForm):
     """
 
     def __init__(self, mixture: Mixture, w: Tensor, b: Tensor, a: Tensor, time: _RidgeTimeNet | None) -> None:
-        hidden, self.num_flows, factors = a.shape[-1], a.shape[0], mixture.factors()
-        rest = [mixture.stack(a), mixture.stack(b.view(-1, 1, hidden)), *(() if time is None else time.tensors())]
+        hidden, factors = a.shape[-1], mixture.factors()
+        rest = [mixture.stack(a), mixture.stack(b.view(-1, 1, hidden))]
+        rest += [] if time is None else time.tensors(mixture)
         if mixture.flows:
             w, _ = self.layer(mixture, hidden, w, b)
         factors = w.new_ones(mixture.blocks, 1, 1) if factors is None else factors
-        self.mixture = Mixture(None, mixture.flows)  # without weights, which are a tensor of the field
         super().__init__(mixture, (w, factors, *rest), 2, hidden)
         self.row_times &= time is not None
 
@@ -107,8 +112,8 @@ class RidgeForm(StackedForm):
 
     def _embedded(self, t: Tensor) -> Tensors:
         """a and b: (G, 1, H) at a time (), (n, G, 1, H) at shared times (n,), (n, G, R or R/G, H) at times of rows."""
-        changes = _changes(t, self.time).view(*t.shape, 2, self.num_flows, self.hidden).unbind(-3)
-        da, db = (_of_flows(x, self.mixture, self.blocks) for x in changes)
+        changes = _changes(t, self.time).view(*t.shape, 2, -1, self.hidden).unbind(-3)
+        da, db = (_of_rows(x, self.blocks) for x in changes)
         return self.a + da, self.b + db
 
     def embed(self, t: Tensor) -> Tensors:
@@ -173,12 +178,9 @@ class RidgeForm(StackedForm):
         return self.of_rows(self.factors * sigmoid_vjp(a * factors[0], s).sum(-1, keepdim=True))
 
 
-def _of_flows(x: Tensor, mixture: Mixture, blocks: int) -> Tensor:
-    """(G, 1, H) of x (K, H); (n, G, 1 or R or R/G, H) of x (n, [R,] K, H)."""
-    if x.ndim == 2:
-        return mixture.stack(x.unsqueeze(1))
+def _of_rows(x: Tensor, blocks: int) -> Tensor:
+    """(G, 1, H) of x (G, H); (n, G, 1 or R or R/G, H) of x (n, [R,] G, H)."""
     if x.ndim == 4 and blocks > 1:
         rows = x.unflatten(1, (blocks, -1))  # type: ignore[no-untyped-call]
-        return torch.stack([rows[:, g, :, k] for g, k in enumerate(mixture.flows)], 1)
-    x = x.unsqueeze(2) if x.ndim == 3 else x.transpose(1, 2)
-    return mixture.stack(x.transpose(0, 1)).transpose(0, 1) if mixture.flows else x
+        return torch.stack([rows[:, g, :, g] for g in range(blocks)], 1)
+    return x.transpose(1, 2) if x.ndim == 4 else x.unsqueeze(-2)

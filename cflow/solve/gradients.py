@@ -183,25 +183,19 @@ class Discrete(torch.autograd.Function):
                 field = ctx.isolated.with_tensors(tuple(tensors))
                 clock = clock_of(start, end, solve.segment.length, cotangent)
                 table = tableau(solve.integrator.solver.method)
-            quick = _by_programs(solve, field, clock, ctx.steps, cotangent)
-            if quick is not None:
-                grads = [g if x.requires_grad else None for x, g in zip(copies, quick, strict=True)]
-                return (None, None, *_once(grads, inputs))
-            with field.mode():
-                steps = completed(right_hand_side(field, clock, solve.state), table, ctx.steps)  # type: ignore[arg-type]
-            with torch.enable_grad():
-                replay = Replay(field, clock, solve.state, table, steps)  # type: ignore[arg-type]
-            found = replay(solve.segment.outputs, cotangent)
-            moved = [x for x in (start, end) if x.requires_grad]
-            pairs = [(replay.times, found.times), (clock.rate, found.rate)]
-            cotangents = _gradients(moved, [(x, g) for x, g in pairs if isinstance(x, Tensor) and g is not None])
-        times = _in_place_of([start, end], cotangents)
-        grads = [found.y, *times, *found.tensors]
-        return (
-            None,
-            None,
-            *_once([g if x.requires_grad else None for x, g in zip(copies, grads, strict=True)], inputs),
-        )
+            grads = _by_programs(solve, field, clock, ctx.steps, cotangent)
+            if grads is None:
+                with field.mode():
+                    steps = completed(right_hand_side(field, clock, solve.state), table, ctx.steps)  # type: ignore[arg-type]
+                with torch.enable_grad():
+                    replay = Replay(field, clock, solve.state, table, steps)  # type: ignore[arg-type]
+                found = replay(solve.segment.outputs, cotangent)
+                moved = [x for x in (start, end) if x.requires_grad]
+                pairs = [(replay.times, found.times), (clock.rate, found.rate)]
+                times = _gradients(moved, [(x, g) for x, g in pairs if isinstance(x, Tensor) and g is not None])
+                grads = [found.y, *_in_place_of([start, end], times), *found.tensors]
+        wanted = [g if x.requires_grad else None for x, g in zip(copies, grads, strict=True)]
+        return (None, None, *_once(wanted, inputs))
 
 
 def _by_programs(
@@ -214,6 +208,8 @@ def _by_programs(
     if solve.state.names or table.reuses_last or solve.start.requires_grad or solve.end.requires_grad:
         return None
     stepper = Stepper.make(programs, table, field, clock)
+    if stepper is None:
+        return None
     wanted = tuple(x.requires_grad for x in field.tensors)
     points = [step.start + c * step.size for step in steps for c in table.c[: table.evaluated]]
     times = clock.times(points).unflatten(0, (len(steps), -1)).unbind(0)  # type: ignore[no-untyped-call]

@@ -5,24 +5,27 @@ takes inside a user's module have become operations like all others, and compile
 of a step is recorded and compiled in the same way, from the step's start, the only state that is kept.
 
 A program is used again where everything that it was made from is alike: method, tolerances, sizes of all tensors, and
-what the field and its modules hold beside tensors, see `kind_of`.
+what the field and its modules hold beside tensors, see `Fingerprint`. It is tried with other values before it is used:
+what reads tensors outside of PyTorch, or draws random numbers, is not recorded as what it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import threading
-import types
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import parametrize
 
 from ..modes import plain_operations
 from ..potentials.field import Tensors, Time, VelocityField
+from .fingerprint import Fingerprint, TooMuch
 from .norms import batch_norm
 from .rhs import Clock
 from .state import Rate
@@ -30,6 +33,11 @@ from .tableau import Tableau
 
 MOST = 8  # programs of each direction that a flow makes before it says so and runs eagerly
 Program = Callable[..., Any]
+_compiling = threading.Lock()  # recording changes what all threads see
+
+
+class _NoProgram(Exception):
+    """There can be none; the reason."""
 
 
 class Programs:
@@ -44,7 +52,6 @@ class Programs:
         self.made: dict[Hashable, Program] = {}
         self.kept: list[object] = []
         self.given_up = False
-        self.lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
         return {}
@@ -60,30 +67,42 @@ class Programs:
         found = self.made.get(key)
         if found is not None:
             return found
-        with self.lock:
+        with _compiling:
+            if self.given_up or key in self.made:  # by another thread, meanwhile
+                return self.made.get(key)
             if sum(other[0] == direction for other in self.made) >= MOST:  # type: ignore[index]
-                return self._give_up(
-                    f"{MOST} kinds of step have been compiled, for other shapes or flows each, and another one came; "
-                    "keep shapes the same, or leave compile='step' out"
+                return self.give_up(
+                    f"{MOST} kinds of step have been compiled, for other shapes, flows or attributes of a module each, "
+                    "and another one came; keep these the same, or leave compile='step' out"
                 )
             try:
                 self.made[key] = made = compiled(function, args)
+            except _NoProgram as error:
+                return self.give_up(f"{error}; leave compile='step' out")
             except Exception as error:
-                reason = str(error).strip().partition("\n")[0][:200]
-                return self._give_up(
-                    f"a step could not be compiled ({type(error).__name__}: {reason}); install a C++ compiler, or "
-                    "leave compile='step' out"
-                )
+                why = f"a step could not be compiled ({_line(error)})"
+                return self.give_up(f"{why}; install a C++ compiler, or leave compile='step' out")
             self.kept.extend(kept)
             return made
 
-    def _give_up(self, why: str) -> None:
+    def give_up(self, why: str) -> None:
+        """Run eagerly from now on, and say so."""
         self.given_up = True
         warnings.warn(f"compile: {why}. Steps run uncompiled from now on", stacklevel=2)
 
 
+def _line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
 def compiled(function: Program, args: Tensors) -> Program:
-    """A function of tensors as a program of the same sizes."""
+    """A function of tensors as a program of the same sizes.
+
+    Raises:
+        _NoProgram: it cannot be recorded, or what is recorded computes something else.
+        Exception: whatever the compiler raises.
+    """
     from torch._inductor.compile_fx import compile_fx  # it takes seconds to import
 
     with torch.inference_mode(False), torch.no_grad():
@@ -96,14 +115,52 @@ def compiled(function: Program, args: Tensors) -> Program:
 
 
 def recorded(function: Program, args: Sequence[Tensor]) -> torch.fx.GraphModule:
-    """The operations of a function of tensors like these."""
+    """The operations of a function of tensors like these.
+
+    Raises:
+        _NoProgram: they cannot be recorded, or what was recorded computes something else.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with plain_operations():
-        graph = make_fx(function, decomposition_table=_UNFUSED)(*args)
+    try:
+        with plain_operations():
+            graph = make_fx(function, decomposition_table=_UNFUSED)(*args)
+    except Exception as error:
+        raise _NoProgram(f"a step cannot be recorded ({_line(error)})") from error
     for node in graph.graph.nodes:
         node.meta.pop("val", None)  # inductor makes stand-ins of its own
+    _check(graph, function, args)
     return graph
+
+
+def _check(graph: Program, function: Program, args: Sequence[Tensor]) -> None:
+    """Try what was recorded with other values than those that it was recorded with.
+
+    Raises:
+        _NoProgram: its results are others than the function's.
+    """
+    generator, other = torch.Generator().manual_seed(0), list[Tensor]()
+    for x in args:  # up to a third of the way to 0.3, a number that is nothing special
+        part = 0.3 * torch.rand(x.shape, generator=generator)
+        other.append(torch.lerp(x, torch.full_like(x, 0.3), part.to(x)) if x.is_floating_point() else x)
+    with torch.random.fork_rng(devices=[]):
+        try:
+            wanted = _compared(function(*other))
+        except Exception:
+            return  # it does not take these values
+        found = _compared(graph(*other))
+    size = math.hypot(*(float(x.norm()) for x in wanted))
+    off = math.hypot(*(float((x - y).norm()) for x, y in zip(found, wanted, strict=True)))
+    if 0 < size < math.inf and not off <= 10 * torch.finfo(args[0].dtype).eps ** 0.5 * size:
+        raise _NoProgram(
+            f"what was recorded of a step is another function (off by {off / size:.0e} at other values): the potential "
+            "reads values outside of PyTorch, as by numpy() or tolist(), or draws random numbers"
+        )
+
+
+def _compared(out: Any) -> list[Tensor]:
+    """The results that are compared: the norm of a step's error may be all rounding."""
+    return [x for x in ([out] if isinstance(out, Tensor) else out) if x.ndim]
 
 
 def replayed(program: Program, like: Sequence[Tensor]) -> Program:
@@ -120,54 +177,12 @@ def replayed(program: Program, like: Sequence[Tensor]) -> Program:
 def _product_and_bias(x: Tensor, a: Tensor, b: Tensor, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
     """beta x + alpha a b, whose sum inductor fuses with what follows."""
     out = a @ b if alpha == 1 else alpha * (a @ b)
+    if beta == 0:  # whatever x is
+        return out.clone()
     return out + (x if beta == 1 else beta * x)
 
 
 _UNFUSED = dict.fromkeys((torch.ops.aten.addmm.default, torch.ops.aten.baddbmm.default), _product_and_bias)
-
-
-# --- what a program is made for ---------------------------------------------------------------------------------
-
-
-def kind_of(x: Any, kept: list[object]) -> Hashable:
-    """What a program has in it of an object beside tensors that it is given. Other objects count by identity.
-
-    Arguments:
-        kept: receives the objects that do.
-    """
-    if x is None or isinstance(x, int | float | str | torch.dtype | torch.device | type):
-        return type(x), x
-    if isinstance(x, nn.Parameter):
-        return None
-    if isinstance(x, Tensor):
-        return tuple(x.shape)
-    if isinstance(x, nn.Module):
-        return _module_kind(x, kept)
-    if isinstance(x, VelocityField):
-        own = ((name, value) for name, value in vars(x).items() if name != "tensors")
-        return type(x), tuple((name, kind_of(value, kept)) for name, value in own)
-    if isinstance(x, list | tuple):
-        return type(x), tuple(kind_of(item, kept) for item in x)
-    if isinstance(x, dict):
-        return tuple((kind_of(key, kept), kind_of(value, kept)) for key, value in x.items())
-    if is_dataclass(x) and not isinstance(x, type):
-        return type(x), tuple(kind_of(getattr(x, field.name), kept) for field in fields(x))
-    x = x.__func__ if isinstance(x, types.MethodType) else x  # twins have methods of their own
-    kept.append(x)
-    return id(x)
-
-
-def _module_kind(net: nn.Module, kept: list[object]) -> Hashable:
-    found: list[Any] = [type(net)]
-    for name, value in vars(net).items():
-        if name in ("_parameters", "_buffers"):
-            found.append(tuple((key, x is None) for key, x in value.items()))  # their sizes are those of arguments
-        elif isinstance(value, Tensor):  # neither parameter nor buffer: in the program as it is
-            kept.append(value)
-            found.append((name, id(value), value._version))
-        elif value or not isinstance(value, dict):  # of hooks, there are none mostly
-            found.append((name, kind_of(value, kept)))
-    return tuple(found)
 
 
 # --- steps ------------------------------------------------------------------------------------------------------
@@ -210,14 +225,20 @@ class Stepper:
         clock: Clock,
         tolerances: tuple[float, float] | None = None,
         samples: Tensor | None = None,
-    ) -> Stepper:
-        """One for a segment."""
-        kept: list[object] = []
-        rate = clock.rate
-        key = (table, kind_of(field, kept), rate if isinstance(rate, float) else None, tolerances, samples is None)
+    ) -> Stepper | None:
+        """One for a segment; None where there can be no program, or not now."""
+        if parametrize._cache_enabled or torch.is_anomaly_enabled():  # what is recorded would stay as it is now
+            return None
+        rate, fingerprint = clock.rate, Fingerprint((*field.tensors, *field.constants))
+        try:
+            held = fingerprint.of(field)
+        except TooMuch as error:
+            programs.give_up(f"a potential is looked at before every solve, and {error}; leave compile='step' out")
+            return None
+        key = (table, held, rate if isinstance(rate, float) else None, tolerances, samples is None)
         extra = tuple(x for x in (rate, samples) if isinstance(x, Tensor))
         inputs = tuple(dense(x.detach()) for x in (*extra, *field.tensors, *field.constants))
-        return cls(programs, table, field, rate, tolerances, samples, key, kept, inputs)
+        return cls(programs, table, field, rate, tolerances, samples, key, fingerprint.kept, inputs)
 
     def _unpack(self, inputs: Tensors) -> tuple[Rate, Tensor | None, VelocityField]:
         left = list(inputs)

@@ -1,0 +1,98 @@
+"""What a compiled program has in it of a field beside the tensors that it is given, so that it is used for no other."""
+
+from __future__ import annotations
+
+import functools
+import types
+from argparse import Namespace
+from collections.abc import Hashable, Sequence
+from dataclasses import is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..potentials.field import VelocityField
+
+MOST = 5000  # things that are looked at, a solve
+
+
+class TooMuch(Exception):
+    """A field holds more than can be looked at in every solve."""
+
+
+class Fingerprint:
+    """Of objects, as something hashable: alike where a program of one computes what a program of the other does.
+
+    Modules, containers, dataclasses, namespaces, functions and methods count by what they hold; numbers and strings by
+    value; tensors that a program is given by their place among these, others by identity and version; anything else by
+    identity: what such an object holds may change unseen, as contents of arrays may, and globals.
+
+    Attributes:
+        kept: what counts by identity. Whoever keeps the fingerprint keeps these too, lest others take their places.
+    """
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        self.places = {id(x): place for place, x in enumerate(given)}
+        self.seen: dict[int, tuple[int, object]] = {}
+        self.count = 0
+        self.kept: list[object] = []
+
+    def of(self, x: Any, *, derived: bool = False) -> Hashable:
+        """The fingerprint of x; `derived` tensors are made from given ones and count by shape.
+
+        Raises:
+            TooMuch: there is more than is looked at.
+        """
+        self.count += 1
+        if self.count > MOST:
+            raise TooMuch(f"it holds more than {MOST:,} things")
+        if isinstance(x, float):
+            return x.hex()  # 0.0 is not -0.0, and nan is nan
+        if x is None or isinstance(x, int | str | torch.dtype | torch.device | type):
+            return type(x), x
+        if isinstance(x, Tensor):
+            return self._of_tensor(x, derived)
+        if not isinstance(x, tuple):
+            if id(x) in self.seen:  # it holds itself, or there are two ways to it
+                return "seen", self.seen[id(x)][0]
+            self.seen[id(x)] = len(self.seen), x
+        return type(x), self._held(x, derived)
+
+    def _of_tensor(self, x: Tensor, derived: bool) -> Hashable:
+        if id(x) in self.places:
+            return "given", self.places[id(x)]
+        if derived:
+            return tuple(x.shape)
+        self.kept.append(x)
+        return id(x), 0 if x.is_inference() else x._version
+
+    def _held(self, x: Any, derived: bool) -> Hashable:
+        if isinstance(x, VelocityField):
+            own = ((name, value) for name, value in vars(x).items() if name != "tensors")
+            return tuple((name, self.of(value, derived=True)) for name, value in own)
+        if isinstance(x, nn.Module):  # of hooks there are none mostly
+            own = ((name, value) for name, value in vars(x).items() if not isinstance(value, dict) or value)
+            return tuple((name, self.of(value)) for name, value in own)
+        if isinstance(x, list | tuple):
+            return tuple(self.of(item, derived=derived) for item in x)
+        if isinstance(x, dict):
+            return tuple((self.of(key), self.of(value, derived=derived)) for key, value in x.items())
+        if isinstance(x, set | frozenset):
+            return frozenset(map(self.of, x))
+        if isinstance(x, types.MethodType):
+            return self.of(x.__func__), self.of(x.__self__)
+        if isinstance(x, types.FunctionType):
+            cells = [cell.cell_contents for cell in x.__closure__ or () if cell != types.CellType()]
+            return self._itself(x.__code__), self.of([cells, x.__defaults__, x.__kwdefaults__])
+        if isinstance(x, functools.partial):
+            return self.of([x.func, x.args, x.keywords])
+        if is_dataclass(x):
+            return tuple((name, self.of(getattr(x, name), derived=derived)) for name in x.__dataclass_fields__)
+        if isinstance(x, types.SimpleNamespace | Namespace):
+            return self.of(vars(x))
+        return self._itself(x)
+
+    def _itself(self, x: object) -> int:
+        self.kept.append(x)
+        return id(x)
