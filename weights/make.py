@@ -56,8 +56,8 @@ def main(run: str, folder: str, *options: str) -> int:
         store(Path(run), folder)
     code = cli.main(["test", "--pretrained", folder, "--out_dir", folder, *options])
     if code == 0:
-        for kind in ("gif", "webp"):  # a picture is enough beside weights
-            (Path(folder) / f"traversals.{kind}").unlink()
+        for name in ("traversals.gif", "traversals.webp", "report.html"):  # a picture is enough beside weights
+            (Path(folder) / name).unlink()
         (Path(folder) / "README.md").write_text(card(Path(folder)), encoding="utf-8")
     return code
 
