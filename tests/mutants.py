@@ -167,7 +167,8 @@ def _changes(
             yield "detach dropped", (*place(node), source[slice(*place(inner))])
         case ast.Call(args=[ast.Name() | ast.Attribute() as one, ast.Name() | ast.Attribute() as two, *_]):
             (a, b), (c, d) = place(one), place(two)
-            yield "arguments swapped", (a, d, source[c:d] + source[b:c] + source[a:b])
+            if source[a:b] != source[c:d]:
+                yield "arguments swapped", (a, d, source[c:d] + source[b:c] + source[a:b])
         case ast.Expr(value=ast.Call()):
             yield "statement dropped", (*place(node), b"pass")
 
