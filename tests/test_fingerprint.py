@@ -300,3 +300,14 @@ def test_threads_make_each_program_once(recorded):
     assert len(found) == 6
     for each in found:
         torch.testing.assert_close(each, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_a_flow_within_a_potential_compiles_its_own_steps(recorded):
+    inner = PotentialFlow(Base(), solver=EULER, compile="step").requires_grad_(False)
+    flows = pair(Base(lambda net, x, z, t: x + inner(z, 0, (0.0, 1.0)).sum(1, keepdim=True)).requires_grad_(False))
+    z0 = torch.randn(B, D, dtype=torch.float64)
+    with torch.no_grad(), pytest.warns(UserWarning, match="a step cannot be recorded") as seen:
+        found = [flow(z0, 1, (0.0, 1.0)) for flow in flows]
+    assert len(seen) == 1
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    assert {direction for direction, *_ in inner.programs.made} == {"step", "gradient"}

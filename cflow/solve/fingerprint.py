@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..potentials.field import VelocityField
 
-MOST = 5000  # things that are looked at, a solve
+MOST = 20_000  # things that are looked at, a solve
 
 
 class TooMuch(Exception):

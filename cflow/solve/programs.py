@@ -33,7 +33,7 @@ from .tableau import Tableau
 
 MOST = 8  # programs of each direction that a flow makes before it says so and runs eagerly
 Program = Callable[..., Any]
-_compiling = threading.Lock()  # recording changes what all threads see
+_compiling = threading.RLock()  # recording changes what all threads see; a potential may hold a flow
 
 
 class _NoProgram(Exception):
