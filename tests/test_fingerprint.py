@@ -152,6 +152,11 @@ CHANGES = {
         lambda n, x, z, t: n.held[0](x),
         lambda n: setattr(n.held[0], "weight", nn.Parameter(torch.eye(H).double(), requires_grad=False)),
     ),
+    "a parameter that a function has captured": (
+        None,
+        lambda n, x, z, t: x + n.held(z),
+        lambda n: setattr(n.a, "weight", nn.Parameter(torch.eye(H, D).double(), requires_grad=False)),
+    ),
     "what holds itself": (itself(), scaled(lambda n: n.held[0]), lambda n: n.held.__setitem__(0, 3.0)),
 }
 
@@ -160,6 +165,9 @@ CHANGES = {
 def test_what_a_module_holds_may_change(name):
     held, read, change = CHANGES[name]
     net = Base(read, held=held)
+    if held is None:
+        net.requires_grad_(False)
+        net.held = (lambda layer: lambda z: layer(z))(net.a)
     flows = pair(net)
     check_alike(flows)
     before = len(flows[0].programs.made)
@@ -210,13 +218,27 @@ def fixed_noise(net, x, z, t):
         return x + z @ torch.randn(D, H, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("read", [numpy_time, numpy_state, first_time, fixed_noise])
+def numpy_signs(net, x, z, t):
+    return x * torch.from_numpy(1.0 * (z.detach().numpy() > 0).sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("read", [numpy_time, numpy_state, numpy_signs, first_time, fixed_noise])
 def test_values_that_are_read_outside_of_pytorch_are_noticed(read):
     flows = pair(Base(read))
     with pytest.warns(UserWarning, match="what was recorded of a step is another function .* numpy") as seen:
         found = [solved(flow, 0.9) for flow in flows]
     assert len(seen) == 1
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+def test_buffers_that_a_call_changes_are_no_reason_to_doubt():
+    net = Base()
+    parametrizations.spectral_norm(net.a)  # whose power iteration goes on at every call
+    net.train()
+    stepped = pair(net)[0]
+    with torch.no_grad():
+        stepped(torch.randn(B, D, dtype=torch.float64), 1, (0.0, 1.0))
+    assert len(stepped.programs.made) == 1
 
 
 def test_a_condition_on_values_is_said_as_what_it_is():

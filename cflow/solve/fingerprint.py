@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from argparse import Namespace
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..potentials.field import VelocityField
 
 MOST = 20_000  # things that are looked at, a solve
+STORES = "_parameters", "_buffers", "_modules"
 
 
 class TooMuch(Exception):
@@ -25,8 +26,10 @@ class Fingerprint:
     """Of objects, as something hashable: alike where a program of one computes what a program of the other does.
 
     Modules, containers, dataclasses, namespaces, functions and methods count by what they hold; numbers and strings by
-    value; tensors that a program is given by their place among these, others by identity and version; anything else by
-    identity: what such an object holds may change unseen, as contents of arrays may, and globals.
+    value; tensors that a program is given by their place among these, others by identity and version, and so do those
+    that functions, methods and other containers than a module's lists have captured, in which nothing is put in place
+    of them (see `twin`); anything else by identity: what such an object holds may change unseen, as contents of arrays
+    may, and globals.
 
     Attributes:
         kept: what counts by identity. Whoever keeps the fingerprint keeps these too, lest others take their places.
@@ -34,12 +37,13 @@ class Fingerprint:
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         self.places = {id(x): place for place, x in enumerate(given)}
-        self.seen: dict[int, tuple[int, object]] = {}
+        self.seen: dict[tuple[int, bool], tuple[int, object]] = {}
         self.count = 0
         self.kept: list[object] = []
 
-    def of(self, x: Any, *, derived: bool = False) -> Hashable:
-        """The fingerprint of x; `derived` tensors are made from given ones and count by shape.
+    def of(self, x: Any, *, derived: bool = False, captured: bool = False) -> Hashable:
+        """The fingerprint of x; `derived` tensors are made from given ones and count by shape, `captured` ones are not
+        given.
 
         Raises:
             TooMuch: there is more than is looked at.
@@ -52,46 +56,55 @@ class Fingerprint:
         if x is None or isinstance(x, int | str | torch.dtype | torch.device | type):
             return type(x), x
         if isinstance(x, Tensor):
-            return self._of_tensor(x, derived)
+            return self._of_tensor(x, derived, captured)
         if not isinstance(x, tuple):
-            if id(x) in self.seen:  # it holds itself, or there are two ways to it
-                return "seen", self.seen[id(x)][0]
-            self.seen[id(x)] = len(self.seen), x
-        return type(x), self._held(x, derived)
+            if (id(x), captured) in self.seen:  # it holds itself, or there are two ways to it
+                return "seen", self.seen[id(x), captured][0]
+            self.seen[id(x), captured] = len(self.seen), x
+        return type(x), self._held(x, derived, captured)
 
-    def _of_tensor(self, x: Tensor, derived: bool) -> Hashable:
-        if id(x) in self.places:
+    def _of_tensor(self, x: Tensor, derived: bool, captured: bool) -> Hashable:
+        if id(x) in self.places and not captured:
             return "given", self.places[id(x)]
         if derived:
             return tuple(x.shape)
         self.kept.append(x)
         return id(x), 0 if x.is_inference() else x._version
 
-    def _held(self, x: Any, derived: bool) -> Hashable:
+    def _held(self, x: Any, derived: bool, captured: bool) -> Hashable:
         if isinstance(x, VelocityField):
             own = ((name, value) for name, value in vars(x).items() if name != "tensors")
             return tuple((name, self.of(value, derived=True)) for name, value in own)
-        if isinstance(x, nn.Module):  # of hooks there are none mostly
-            own = ((name, value) for name, value in vars(x).items() if not isinstance(value, dict) or value)
-            return tuple((name, self.of(value)) for name, value in own)
+        if isinstance(x, nn.Module):
+            return tuple(self._of_attributes(x, captured))
         if isinstance(x, list | tuple):
-            return tuple(self.of(item, derived=derived) for item in x)
+            return tuple(self.of(item, derived=derived, captured=captured) for item in x)
         if isinstance(x, dict):
-            return tuple((self.of(key), self.of(value, derived=derived)) for key, value in x.items())
+            return tuple((self.of(key), self.of(value, derived=derived, captured=captured)) for key, value in x.items())
         if isinstance(x, set | frozenset):
-            return frozenset(map(self.of, x))
+            return frozenset(self.of(item, captured=captured) for item in x)
         if isinstance(x, types.MethodType):
-            return self.of(x.__func__), self.of(x.__self__)
+            return self.of(x.__func__, captured=captured), self.of(x.__self__, captured=captured)
         if isinstance(x, types.FunctionType):
             cells = [cell.cell_contents for cell in x.__closure__ or () if cell != types.CellType()]
-            return self._itself(x.__code__), self.of([cells, x.__defaults__, x.__kwdefaults__])
+            return self._itself(x.__code__), self.of([cells, x.__defaults__, x.__kwdefaults__], captured=True)
         if isinstance(x, functools.partial):
-            return self.of([x.func, x.args, x.keywords])
+            return self.of([x.func, x.args, x.keywords], captured=True)
         if is_dataclass(x):
-            return tuple((name, self.of(getattr(x, name), derived=derived)) for name in x.__dataclass_fields__)
+            return tuple((name, self.of(getattr(x, name), captured=True)) for name in x.__dataclass_fields__)
         if isinstance(x, types.SimpleNamespace | Namespace):
-            return self.of(vars(x))
+            return self.of(vars(x), captured=True)
         return self._itself(x)
+
+    def _of_attributes(self, net: nn.Module, captured: bool) -> Iterator[Hashable]:
+        """Of a module. In its stores and lists others are put in place of tensors that are given."""
+        for name, value in vars(net).items():
+            if isinstance(value, list):
+                items = (self.of(item, captured=captured or not isinstance(item, Tensor)) for item in value)
+                yield name, tuple(items)
+            elif not isinstance(value, dict) or value:  # of hooks there are none mostly
+                within = name in STORES or isinstance(value, types.MethodType)
+                yield name, self.of(value, captured=captured or not within)
 
     def _itself(self, x: object) -> int:
         self.kept.append(x)

@@ -81,7 +81,7 @@ class Programs:
                 return self.give_up(f"{error}; leave compile='step' out")
             except Exception as error:
                 why = f"a step could not be compiled ({_line(error)})"
-                return self.give_up(f"{why}; install a C++ compiler, or leave compile='step' out")
+                return self.give_up(f"{why}; install a C++ compiler if there is none, or leave compile='step' out")
             self.kept.extend(kept)
             return made
 
@@ -134,28 +134,35 @@ def recorded(function: Program, args: Sequence[Tensor]) -> torch.fx.GraphModule:
 
 
 def _check(graph: Program, function: Program, args: Sequence[Tensor]) -> None:
-    """Try what was recorded with other values than those that it was recorded with.
+    """Try what was recorded with other values than those that it was recorded with, twice.
 
     Raises:
         _NoProgram: its results are others than the function's.
     """
-    generator, other = torch.Generator().manual_seed(0), list[Tensor]()
-    for x in args:  # up to a third of the way to 0.3, a number that is nothing special
-        part = 0.3 * torch.rand(x.shape, generator=generator)
-        other.append(torch.lerp(x, torch.full_like(x, 0.3), part.to(x)) if x.is_floating_point() else x)
-    with torch.random.fork_rng(devices=[]):
-        try:
-            wanted = _compared(function(*other))
-        except Exception:
-            return  # it does not take these values
-        found = _compared(graph(*other))
-    size = math.hypot(*(float(x.norm()) for x in wanted))
-    off = math.hypot(*(float((x - y).norm()) for x, y in zip(found, wanted, strict=True)))
-    if 0 < size < math.inf and not off <= 10 * torch.finfo(args[0].dtype).eps ** 0.5 * size:
-        raise _NoProgram(
-            f"what was recorded of a step is another function (off by {off / size:.0e} at other values): the potential "
-            "reads values outside of PyTorch, as by numpy() or tolist(), or draws random numbers"
-        )
+    generator = torch.Generator().manual_seed(0)
+    for sign in (1, -1):
+        other = [_other_values(x, sign, generator) for x in args]
+        with torch.random.fork_rng(devices=[]):
+            try:
+                wanted = _compared(function(*(x.clone() for x in other)))  # which may change buffers in place
+            except Exception:
+                continue  # it does not take these values
+            found = _compared(graph(*other))
+        size = math.hypot(*(float(x.norm()) for x in wanted))
+        off = math.hypot(*(float((x - y).norm()) for x, y in zip(found, wanted, strict=True)))
+        if 0 < size < math.inf and not off <= 10 * torch.finfo(args[0].dtype).eps ** 0.5 * size:
+            raise _NoProgram(
+                f"what was recorded of a step is another function (off by {off / size:.0e} at other values): the "
+                "potential reads values outside of PyTorch, as by numpy() or tolist(), or draws random numbers"
+            )
+
+
+def _other_values(x: Tensor, sign: int, generator: torch.Generator) -> Tensor:
+    """x up to a third of the way to 0.3, a number that is nothing special; states and matrices also with a sign."""
+    if not x.is_floating_point():
+        return x
+    part = 0.3 * torch.rand(x.shape, generator=generator).to(x)
+    return torch.lerp(sign * x if x.ndim > 1 else x, torch.full_like(x, 0.3), part)
 
 
 def _compared(out: Any) -> list[Tensor]:
