@@ -26,10 +26,10 @@ class Fingerprint:
     """Of objects, as something hashable: alike where a program of one computes what a program of the other does.
 
     Modules, containers, dataclasses, namespaces, functions and methods count by what they hold; numbers and strings by
-    value; tensors that a program is given by their place among these, others by identity and version, and so do those
-    that functions, methods and other containers than a module's lists have captured, in which nothing is put in place
-    of them (see `twin`); anything else by identity: what such an object holds may change unseen, as contents of arrays
-    may, and globals.
+    value. Tensors that a program is given count by their place among these; all others by identity and version, given
+    ones too where something else than a module and its lists holds them, such as a function that has captured them:
+    `twin` puts nothing in place of those. Anything else counts by identity: what it holds may change unseen, as
+    contents of arrays and globals may.
 
     Attributes:
         kept: what counts by identity. Whoever keeps the fingerprint keeps these too, lest others take their places.
@@ -42,8 +42,7 @@ class Fingerprint:
         self.kept: list[object] = []
 
     def of(self, x: Any, *, derived: bool = False, captured: bool = False) -> Hashable:
-        """The fingerprint of x; `derived` tensors are made from given ones and count by shape, `captured` ones are not
-        given.
+        """The fingerprint of x. Tensors that are `derived` from given ones count by shape; `captured` ones by identity.
 
         Raises:
             TooMuch: there is more than is looked at.
